@@ -1,0 +1,73 @@
+"""Deployment settings: the one reader of the environment."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read once per process (`settings()`), then passed on. Every variable is `MPO_` + the field's name."""
+
+    model_config = SettingsConfigDict(env_prefix="MPO_", extra="ignore", frozen=True)
+
+    database_url: SecretStr = Field(
+        description="SQLAlchemy URL of Postgres, driver psycopg: postgresql+psycopg://user:password@host/name"
+    )
+    redis_url: SecretStr = Field(description="Redis protocol: redis://host:port/0 or unix:///path?db=0")
+    store_url: str = Field(
+        description="fsspec URL of the artifact store: file:///folder or s3://bucket/prefix"
+    )
+    models: str = Field(
+        "", description="Model folders to register as base models, separated by the path separator."
+    )
+    admin_key: SecretStr | None = Field(
+        None, description="First admin key, made known to the database by `python -m core.bootstrap`."
+    )
+    scratch: Path | None = Field(
+        None, description="Folder for a worker's temporary files; the system's when unset."
+    )
+    embedded_pid: int | None = Field(None, description="Process that must outlive this one; set by `mpo up`.")
+
+    max_open_jobs: PositiveInt = Field(10_000, description="Unfinished jobs a key may have.")
+    max_upload_bytes: PositiveInt = Field(64 << 30, description="Largest accepted upload, in bytes.")
+
+    lease_seconds: PositiveFloat = Field(15.0, description="A claim not renewed this long is over.")
+    renew_seconds: PositiveFloat = Field(3.0, description="Time between two renewals of a lease.")
+    look_seconds: PositiveFloat = Field(5.0, description="A worker looks for work this often unasked.")
+    recovery_seconds: PositiveFloat = Field(3.0, description="Time between two recovery passes.")
+    sampler_wait_seconds: PositiveFloat = Field(
+        120.0, description="Longest wait for the sampler's answer to one request."
+    )
+    sampler_memory_bytes: NonNegativeInt = Field(
+        4 << 30, description="Memory the sampler may spend on loaded models."
+    )
+    torch_threads: NonNegativeInt = Field(
+        0, description="CPU threads of a training child; 0 = torch's choice."
+    )
+
+    @property
+    def broker_url(self) -> str:
+        """The same server as `redis_url`, spelt as Celery wants it."""
+        url = self.redis_url.get_secret_value()
+        if url.startswith("unix://"):
+            path, _, query = url.removeprefix("unix://").partition("?")
+            database = query.removeprefix("db=") or "0"
+            return f"redis+socket://{path}?virtual_host={database}"
+        return url
+
+    @property
+    def model_folders(self) -> list[Path]:
+        """The folders named by `MPO_MODELS`, in order."""
+        return [Path(part) for part in self.models.split(os.pathsep) if part]
+
+
+@cache
+def settings() -> Settings:
+    """This process's settings, read from the environment at the first call.
+
+    Raises pydantic's ValidationError, naming each missing or wrong variable.
+    """
+    return Settings()  # type: ignore[call-arg]  # the fields come from the environment
