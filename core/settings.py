@@ -70,4 +70,4 @@ def settings() -> Settings:
 
     Raises pydantic's ValidationError, naming each missing or wrong variable.
     """
-    return Settings()  # type: ignore[call-arg]  # the fields come from the environment
+    return Settings()

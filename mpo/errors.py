@@ -1,0 +1,72 @@
+"""Errors of the library: each carries a stable code and whether trying again can help."""
+
+from typing import ClassVar
+
+
+class MPOError(Exception):
+    """Root of every error that this project raises on purpose.
+
+    The facts are keyword arguments, so that whoever translates the error (to HTTP, to a run's row) need not
+    parse a sentence.
+    """
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str = "", **facts: object) -> None:
+        self.detail = detail or (self.__doc__ or "").strip().splitlines()[0]
+        self.facts = facts
+        super().__init__(self.detail)
+
+
+class BadRow(MPOError):
+    """A row of an uploaded file cannot be used."""
+
+    code = "bad_row"
+
+    def __init__(self, message: str, *, line: int, column: int | None = None) -> None:
+        super().__init__(message, line=line, column=column)
+        self.message, self.line, self.column = message, line, column
+
+
+class InvalidDataset(MPOError):
+    """The file holds more bad rows than allowed, or no good one."""
+
+    code = "invalid_dataset"
+
+
+class TooFewPrompts(MPOError):
+    """There are too few prompt groups to hold some out or to make the folds."""
+
+    code = "too_few_prompts"
+
+
+class EmptySplit(MPOError):
+    """The threshold leaves a part of the split empty that training needs."""
+
+    code = "empty_split"
+
+
+class NoChatTemplate(MPOError):
+    """The dataset holds messages, and the model has no chat template to render them."""
+
+    code = "no_chat_template"
+
+
+class UnusableModel(MPOError):
+    """The model's files cannot serve the stage that asks for them."""
+
+    code = "unusable_model"
+
+
+class TrainingDiverged(MPOError):
+    """The loss or a gradient is not finite."""
+
+    code = "training_diverged"
+
+
+class StageInterrupted(MPOError):
+    """The stage was asked to stop and has saved what it could."""
+
+    code = "interrupted"
+    retryable = True
