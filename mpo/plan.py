@@ -110,7 +110,9 @@ def _expand_mpo(spec: JobSpec, method: MPOMethod, model: Source, dataset: Source
     evaluated_on = (held_out,) if has_eval else ()
     folds = [f"reward_model_fold_{k}" for k in range(1, method.score.folds + 1)]
 
-    def planned(name: str, config: Stage, seed: int = spec.seed, **inputs: Iterable[Source]) -> PlannedStage:
+    def planned(
+        name: str, config: Stage, seed: int = spec.seed, /, **inputs: Iterable[Source]
+    ) -> PlannedStage:
         return PlannedStage(name, config, {r: tuple(s) for r, s in inputs.items() if tuple(s)}, seed)
 
     def reward_model(
@@ -133,9 +135,9 @@ def _expand_mpo(spec: JobSpec, method: MPOMethod, model: Source, dataset: Source
     easy, difficult = Source.stage("split", "easy"), Source.stage("split", "difficult")
     dpo, final = Source.stage("dpo", "model"), Source.stage("reward_model", "model")
     stages.append(planned("dpo", method.dpo, policy=[sft], reference=[sft], data=[easy]))
-    stages.append(
-        planned("ppo", method.ppo, policy=[dpo], reference=[dpo], reward_model=[final], prompts=[difficult])
-    )
+    ppo_inputs = {"policy": [dpo], "reference": [dpo], "reward_model": [final], "prompts": [difficult]}
+    # sft is read for the logged KL alone: how far both curriculum steps together have moved the policy.
+    stages.append(planned("ppo", method.ppo, **ppo_inputs, sft=[sft]))
     if method.evaluate is not None:
         judge = method.judge or method.reward_model.model_copy(update={"backbone": "model"})
         stages.append(reward_model("judge", judge, model, spec.seed + 1))

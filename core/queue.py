@@ -1,0 +1,343 @@
+"""The only writers of a run's state: enqueue, claim, renew, publish, fail, cancel (architecture: Claim, Publish).
+
+Renewing, recording and publishing test id, fence and `state = 'running'`, never the lease: a late renewal that
+nobody has overtaken succeeds, so that an outage of the database kills no healthy run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, case, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from core.database import Transaction
+from core.errors import FenceOver, ForbiddenTransition
+from core.ids import new_id
+from core.settings import settings
+from core.states import LIVE, TRANSITIONS, RunState
+from core.tables import Artifact, Metric, Run
+
+POISON_CRASHES = 3
+POISON_LEASES = 10
+LOG_CHARACTERS = 64_000
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """Work to be queued. age: when the job that wants it was made; older goes first."""
+
+    kind: str
+    slot: str
+    owner: str
+    subject_id: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    seed: int = 0
+    key: str | None = None
+    job_id: str | None = None
+    priority: int = 0
+    age: datetime | None = None
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class ClaimedRun:
+    """A run that this process holds as long as its fence is the newest."""
+
+    id: str
+    fence: int
+    kind: str
+    slot: str
+    owner: str
+    subject_id: str
+    job_id: str | None
+    key: str | None
+    config: dict[str, Any]
+    inputs: dict[str, list[dict[str, Any]]]
+    seed: int
+    attempt: int
+    checkpoint: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class NewArtifact:
+    """An output to publish; `location` is its file or folder in the store."""
+
+    output: str
+    location: str
+    sha256: str
+    bytes: int
+    files: list[dict[str, Any]]
+    inputs: list[dict[str, Any]]
+    versions: dict[str, str]
+    hardware: str
+    wall_seconds: float
+    peak_memory_bytes: int
+
+
+def enqueue(tx: Transaction, new: NewRun) -> str | None:
+    """Queue a run; None where one of the same owner and key is already queued or running.
+
+    Starts from the key's newest recorded checkpoint, whichever attempt left it.
+    """
+    checkpoint = None
+    if new.key is not None:
+        checkpoint = tx.session.scalar(
+            select(Run.checkpoint)
+            .where(Run.owner == new.owner, Run.key == new.key, Run.checkpoint.is_not(None))
+            .order_by(Run.id.desc())
+            .limit(1)
+        )
+    values: dict[str, Any] = {
+        "id": new_id("run"),
+        "kind": new.kind,
+        "slot": new.slot,
+        "owner": new.owner,
+        "subject_id": new.subject_id,
+        "config": dict(new.config),
+        "inputs": {role: [dict(i) for i in inputs] for role, inputs in new.inputs.items()},
+        "seed": new.seed,
+        "key": new.key,
+        "job_id": new.job_id,
+        "priority": new.priority,
+        "rank": new.rank,
+        "checkpoint": checkpoint,
+    }
+    if new.age is not None:
+        values["age"] = new.age
+    statement = upsert(Run).values(values).on_conflict_do_nothing().returning(Run.id)
+    run_id = tx.session.scalar(statement)
+    if run_id is not None:
+        tx.to_ring.append(new.slot)
+    return run_id
+
+
+def claim(tx: Transaction, slot: str, worker_id: str) -> ClaimedRun | None:
+    """Take the best runnable run of a slot class, or None: priority, age of its job, place in the plan, id."""
+    best = (
+        select(Run.id)
+        .where(Run.state == RunState.QUEUED, Run.slot == slot)
+        .order_by(Run.priority.desc(), Run.age, Run.rank, Run.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    run_id = tx.session.scalar(best)
+    if run_id is None:
+        return None
+    claimed = (
+        update(Run)
+        .where(Run.id == run_id, Run.state == RunState.QUEUED)
+        .values(
+            state=RunState.RUNNING,
+            # Shuts out a worker whose lease ran out but who still runs.
+            fence=Run.fence + 1,
+            lease_until=_lease_end(),
+            worker_id=worker_id,
+            started_at=func.coalesce(Run.started_at, func.clock_timestamp()),
+        )
+        .returning(*(getattr(Run, name) for name in ClaimedRun.__dataclass_fields__))
+    )
+    return ClaimedRun(*tx.session.execute(claimed).one())
+
+
+def renew(tx: Transaction, claimed: ClaimedRun) -> None:
+    """Prolong the lease; raises FenceOver, with the run's state, where the run is no longer ours."""
+    _update_held(tx, claimed, lease_until=_lease_end())
+
+
+def record_progress(
+    tx: Transaction,
+    claimed: ClaimedRun,
+    progress: Mapping[str, Any],
+    metrics: Mapping[int, Mapping[str, float]],
+    log: str,
+) -> None:
+    """Write what the run reported: its progress, its metrics by step, and the end of its output."""
+    latest = dict(metrics[max(metrics)]) if metrics else None
+    values: dict[str, Any] = {"progress": dict(progress), "log": log[-LOG_CHARACTERS:]}
+    if latest is not None:
+        values["metrics"] = latest
+    _update_held(tx, claimed, **values)
+    if metrics:
+        rows = [{"run_id": claimed.id, "step": step, "values": dict(v)} for step, v in metrics.items()]
+        statement = upsert(Metric).values(rows)
+        tx.session.execute(
+            statement.on_conflict_do_update(
+                index_elements=[Metric.run_id, Metric.step], set_={"values": statement.excluded["values"]}
+            )
+        )
+
+
+def record_checkpoint(tx: Transaction, claimed: ClaimedRun, location: str, step: int) -> str | None:
+    """Make a stored checkpoint the one to resume from; returns the location that it replaces, if ours.
+
+    Progress has been made, so the counters of crashes and lost leases start anew.
+    """
+    held = tx.session.scalar(select(Run.checkpoint).where(Run.id == claimed.id).with_for_update())
+    _update_held(
+        tx,
+        claimed,
+        also_paused=True,
+        checkpoint={"location": location, "step": step},
+        crashes_without_progress=0,
+        leases_lost_without_progress=0,
+    )
+    replaced = held["location"] if held else None
+    ours = f"runs/{claimed.id}/{claimed.fence}/"
+    return replaced if replaced and replaced.startswith(ours) and replaced != location else None
+
+
+def publish(
+    tx: Transaction, claimed: ClaimedRun, artifacts: Sequence[NewArtifact], summary: Mapping[str, Any]
+) -> None:
+    """Make the outputs the run's result: one conditional UPDATE, so at most one fence can; raises FenceOver."""
+    _update_held(
+        tx,
+        claimed,
+        state=RunState.SUCCEEDED,
+        summary=dict(summary),
+        lease_until=None,
+        finished_at=func.clock_timestamp(),
+    )
+    rows = [
+        {
+            "id": new_id("artifact"),
+            "owner": claimed.owner,
+            "run_id": claimed.id,
+            "job_id": claimed.job_id,
+            "key": claimed.key or claimed.id,
+            "kind": claimed.kind,
+            "config": claimed.config,
+            **vars(artifact),
+        }
+        for artifact in artifacts
+    ]
+    if rows:
+        tx.session.execute(insert(Artifact), rows)
+
+
+def was_published(tx: Transaction, claimed: ClaimedRun) -> bool:
+    """Whether this very attempt succeeded: for a publisher that lost the answer to its commit."""
+    row = tx.session.execute(select(Run.state, Run.fence).where(Run.id == claimed.id)).one()
+    return row.state == RunState.SUCCEEDED and row.fence == claimed.fence
+
+
+def fail(tx: Transaction, claimed: ClaimedRun, error: Mapping[str, Any]) -> None:
+    """End the run as failed, with {"code", "message", "output"}; raises FenceOver."""
+    _update_held(
+        tx,
+        claimed,
+        state=RunState.FAILED,
+        error=dict(error),
+        lease_until=None,
+        finished_at=func.clock_timestamp(),
+    )
+
+
+def crash(tx: Transaction, claimed: ClaimedRun, error: Mapping[str, Any]) -> bool:
+    """The child died while its worker watched: queue the run again, or fail it as poison; whether it failed."""
+    crashes = tx.session.scalar(
+        select(Run.crashes_without_progress).where(Run.id == claimed.id).with_for_update()
+    )
+    if (crashes or 0) + 1 >= POISON_CRASHES:
+        fail(tx, claimed, error)
+        return True
+    _update_held(
+        tx,
+        claimed,
+        state=RunState.QUEUED,
+        lease_until=None,
+        worker_id=None,
+        attempt=Run.attempt + 1,
+        crashes_without_progress=Run.crashes_without_progress + 1,
+    )
+    tx.to_ring.append(claimed.slot)
+    return False
+
+
+def give_back(tx: Transaction, claimed: ClaimedRun) -> None:
+    """A graceful stop: queue the run again; counts nothing."""
+    _update_held(tx, claimed, state=RunState.QUEUED, lease_until=None, worker_id=None)
+    tx.to_ring.append(claimed.slot)
+
+
+def cancel(tx: Transaction, run_id: str) -> bool:
+    """Write `cancelled` at once; the worker learns it at its next renewal. False where it had ended already."""
+    return _move(tx, run_id, RunState.CANCELLED, finished_at=func.clock_timestamp(), lease_until=None)
+
+
+def pause(tx: Transaction, run_id: str) -> bool:
+    """Write `paused`; the worker records one more checkpoint and lets go. False where it had ended already."""
+    return _move(tx, run_id, RunState.PAUSED, lease_until=None)
+
+
+def resume(tx: Transaction, run_id: str) -> None:
+    """Queue a paused run again; raises ForbiddenTransition from any other state."""
+    slot = tx.session.scalar(select(Run.slot).where(Run.id == run_id))
+    if slot is None or not _move(tx, run_id, RunState.QUEUED, worker_id=None):
+        raise ForbiddenTransition(run_id=run_id)
+    tx.to_ring.append(slot)
+
+
+def raise_priority(tx: Transaction, run_id: str, priority: int, age: datetime) -> None:
+    """A job waits on this run: it is as urgent as the most urgent job that wants it."""
+    tx.session.execute(
+        update(Run)
+        .where(Run.id == run_id, Run.state.in_(LIVE), (Run.priority < priority) | (Run.age > age))
+        .values(priority=func.greatest(Run.priority, priority), age=func.least(Run.age, age))
+    )
+
+
+def expire_leases(tx: Transaction) -> list[str]:
+    """Queue again what nobody renews, or fail it after too many losses; returns the runs' ids."""
+    lost = Run.leases_lost_without_progress + 1
+    poisoned = lost >= POISON_LEASES
+    statement = (
+        update(Run)
+        .where(Run.state == RunState.RUNNING, Run.lease_until < func.clock_timestamp())
+        .values(
+            state=case((poisoned, RunState.FAILED.value), else_=RunState.QUEUED.value),
+            finished_at=case((poisoned, func.clock_timestamp()), else_=None),
+            error=case(
+                (
+                    poisoned,
+                    func.jsonb_build_object(
+                        "code", "worker_lost", "message", "Its worker was lost too often", "output", None
+                    ),
+                ),
+                else_=None,
+            ),
+            lease_until=None,
+            worker_id=None,
+            attempt=Run.attempt + 1,
+            leases_lost_without_progress=lost,
+        )
+        .returning(Run.id, Run.slot)
+    )
+    rows = tx.session.execute(statement).all()
+    tx.to_ring.extend(row.slot for row in rows)
+    return [row.id for row in rows]
+
+
+def _lease_end() -> ColumnElement[datetime]:
+    return func.clock_timestamp() + timedelta(seconds=settings().lease_seconds)
+
+
+def _held(claimed: ClaimedRun, *, also_paused: bool = False) -> ColumnElement[bool]:
+    states = [RunState.RUNNING, RunState.PAUSED] if also_paused else [RunState.RUNNING]
+    return and_(Run.id == claimed.id, Run.fence == claimed.fence, Run.state.in_(states))
+
+
+def _update_held(tx: Transaction, claimed: ClaimedRun, *, also_paused: bool = False, **values: Any) -> None:
+    statement = update(Run).where(_held(claimed, also_paused=also_paused)).values(**values)
+    if tx.session.execute(statement.returning(Run.id)).first() is None:
+        state = tx.session.scalar(select(Run.state).where(Run.id == claimed.id))
+        raise FenceOver(run_id=claimed.id, fence=claimed.fence, state=state)
+
+
+def _move(tx: Transaction, run_id: str, target: RunState, **values: Any) -> bool:
+    sources = [state for state, targets in TRANSITIONS.items() if target in targets]
+    statement = update(Run).where(Run.id == run_id, Run.state.in_(sources)).values(state=target, **values)
+    return tx.session.execute(statement.returning(Run.id)).first() is not None
