@@ -1,0 +1,86 @@
+"""Checkpoints of a running stage: written under a temporary name, synced, then renamed."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mpo.reporter import Reporter, StageTask
+
+State = Mapping[str, object]
+"""What torch.save keeps and `weights_only` loads: tensors, numbers, strings, and lists and dicts of them."""
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Returns when every file and folder below, and the folder itself, is on the disk."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+@contextmanager
+def complete_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes target when the block ends, whole or not at all.
+
+    What target held before is replaced. A block that raises leaves target as it was.
+    """
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_tree(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    _sync(target.parent)
+
+
+@contextmanager
+def handed_over(task: StageTask, reporter: Reporter, step: int) -> Iterator[Path]:
+    """A folder to fill with a checkpoint after `step` steps; the reporter keeps it, then it goes."""
+    folder = task.output / f"checkpoint-{step}"
+    with complete_folder(folder) as partial:
+        yield partial
+    reporter.checkpoint(folder, step)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_state(path: Path, state: State) -> None:
+    """Keeps tensors and plain values in one file."""
+    torch.save(dict(state), path)
+
+
+def load_state(path: Path) -> dict[str, object]:
+    """What `save_state` kept, on the CPU; never runs code from the file."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def rng_state() -> dict[str, Tensor | list[Tensor]]:
+    """State of torch's global generators: the CPU's, and every GPU's."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_rng(state: Mapping[str, Tensor | list[Tensor]]) -> None:
+    """Puts torch's global generators back to what `rng_state` gave."""
+    cpu, cuda = state["cpu"], state["cuda"]
+    assert isinstance(cpu, Tensor)
+    torch.set_rng_state(cpu)
+    if cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(list(cuda))
