@@ -1,7 +1,7 @@
-"""The only writers of a run's state: enqueue, claim, renew, publish, fail, cancel (architecture: Claim, Publish).
+"""The only writers of a run's state: enqueue, claim, renew, publish, fail, cancel.
 
-Renewing, recording and publishing test id, fence and `state = 'running'`, never the lease: a late renewal that
-nobody has overtaken succeeds, so that an outage of the database kills no healthy run.
+Renewing, recording and publishing test id, fence and `state = 'running'`, never the lease: a late renewal
+that nobody has overtaken succeeds, so that an outage of the database kills no healthy run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, case, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from core.database import Transaction
@@ -115,7 +115,7 @@ def enqueue(tx: Transaction, new: NewRun) -> str | None:
 
 
 def claim(tx: Transaction, slot: str, worker_id: str) -> ClaimedRun | None:
-    """Take the best runnable run of a slot class, or None: priority, age of its job, place in the plan, id."""
+    """Take the best runnable run of a slot class, or None: by priority, its job's age, place in the plan."""
     best = (
         select(Run.id)
         .where(Run.state == RunState.QUEUED, Run.slot == slot)
@@ -192,7 +192,10 @@ def record_checkpoint(tx: Transaction, claimed: ClaimedRun, location: str, step:
 def publish(
     tx: Transaction, claimed: ClaimedRun, artifacts: Sequence[NewArtifact], summary: Mapping[str, Any]
 ) -> None:
-    """Make the outputs the run's result: one conditional UPDATE, so at most one fence can; raises FenceOver."""
+    """Make the outputs the run's result: one conditional UPDATE, so at most one fence can.
+
+    Raises FenceOver. An output that the key already has keeps its first artifact: they are interchangeable.
+    """
     _update_held(
         tx,
         claimed,
@@ -215,13 +218,13 @@ def publish(
         for artifact in artifacts
     ]
     if rows:
-        tx.session.execute(insert(Artifact), rows)
+        tx.session.execute(upsert(Artifact).values(rows).on_conflict_do_nothing())
 
 
 def was_published(tx: Transaction, claimed: ClaimedRun) -> bool:
     """Whether this very attempt succeeded: for a publisher that lost the answer to its commit."""
     row = tx.session.execute(select(Run.state, Run.fence).where(Run.id == claimed.id)).one()
-    return row.state == RunState.SUCCEEDED and row.fence == claimed.fence
+    return bool(row.state == RunState.SUCCEEDED and row.fence == claimed.fence)
 
 
 def fail(tx: Transaction, claimed: ClaimedRun, error: Mapping[str, Any]) -> None:
@@ -237,7 +240,7 @@ def fail(tx: Transaction, claimed: ClaimedRun, error: Mapping[str, Any]) -> None
 
 
 def crash(tx: Transaction, claimed: ClaimedRun, error: Mapping[str, Any]) -> bool:
-    """The child died while its worker watched: queue the run again, or fail it as poison; whether it failed."""
+    """The child died while its worker watched: queue the run again, or fail it as poison (then True)."""
     crashes = tx.session.scalar(
         select(Run.crashes_without_progress).where(Run.id == claimed.id).with_for_update()
     )
@@ -264,12 +267,12 @@ def give_back(tx: Transaction, claimed: ClaimedRun) -> None:
 
 
 def cancel(tx: Transaction, run_id: str) -> bool:
-    """Write `cancelled` at once; the worker learns it at its next renewal. False where it had ended already."""
+    """Write `cancelled` at once; the worker learns it at its next renewal. False where it had ended."""
     return _move(tx, run_id, RunState.CANCELLED, finished_at=func.clock_timestamp(), lease_until=None)
 
 
 def pause(tx: Transaction, run_id: str) -> bool:
-    """Write `paused`; the worker records one more checkpoint and lets go. False where it had ended already."""
+    """Write `paused`; the worker records one more checkpoint and lets go. False where it had ended."""
     return _move(tx, run_id, RunState.PAUSED, lease_until=None)
 
 

@@ -91,7 +91,7 @@ class Storage:
         return stored
 
     def fetch(self, location: str, target: Path) -> Path:
-        """A local path with the file's or folder's content: itself where it is local, else a copy at target."""
+        """A local path with the file's or folder's content: itself where it is local, else a copy."""
         local = self.local_path(location)
         if local is not None:
             return local
@@ -130,7 +130,10 @@ class Storage:
 
     def rename(self, source: str, target: str) -> None:
         """Atomic on a local disk, and durable: the folder is synced too."""
-        os.replace(self._path(source), self._path(target))
+        if not self.root_folder:
+            self._fs.mv(self._path(source), self._path(target))
+            return
+        Path(self._path(source)).replace(self._path(target))
         _sync_folder(Path(self._path(target)).parent)
 
     def delete(self, location: str) -> None:

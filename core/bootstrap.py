@@ -1,0 +1,79 @@
+"""`python -m core.bootstrap`: make the settings' admin key and base models known to the database."""
+
+import json
+import sys
+from pathlib import Path
+
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from core.api_keys import ALL_SCOPES, digest, visible_prefix
+from core.database import Transaction, open_transaction
+from core.errors import Unprocessable
+from core.ids import new_id
+from core.settings import settings
+from core.storage import folder_digest
+from core.tables import ApiKey, BaseModelRow
+
+ADMIN = "admin"
+DEFAULT_CONTEXT_TOKENS = 1024
+
+
+def ensure_admin_key(tx: Transaction, secret: str) -> None:
+    """Store the hash of the admin key, once."""
+    row = {
+        "id": new_id("api_key"),
+        "owner": ADMIN,
+        "name": "admin",
+        "prefix": visible_prefix(secret),
+        "secret_sha256": digest(secret),
+        "scopes": list(ALL_SCOPES),
+    }
+    tx.session.execute(upsert(ApiKey).values(row).on_conflict_do_nothing())
+
+
+def register_model(tx: Transaction, folder: Path, *, name: str, owner: str = ADMIN) -> BaseModelRow:
+    """Make a folder in Hugging Face format a base model; raises Unprocessable where it is none."""
+    config_file = folder / "config.json"
+    if not config_file.is_file() or not list(folder.glob("*.safetensors")):
+        raise Unprocessable(
+            f"The folder of {name} needs config.json and safetensors weights", loc=("body", "path")
+        )
+    config = json.loads(config_file.read_text())
+    scores = any("SequenceClassification" in a for a in config.get("architectures") or [])
+    values = {
+        "name": name,
+        "kind": "reward_model" if scores else "policy",
+        "path": str(folder.resolve()),
+        "sha256": folder_digest(folder),
+        "context_tokens": int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS),
+        "has_chat_template": _has_chat_template(folder),
+        "owner": owner,
+        "deleted_at": None,
+    }
+    statement = upsert(BaseModelRow).values(values)
+    tx.session.execute(statement.on_conflict_do_update(index_elements=[BaseModelRow.name], set_=values))
+    return tx.session.get_one(BaseModelRow, name, populate_existing=True)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    tokenizer = folder / "tokenizer_config.json"
+    return tokenizer.is_file() and bool(json.loads(tokenizer.read_text()).get("chat_template"))
+
+
+def main() -> int:
+    """Register what the settings name; a folder that is no model is said and passed over."""
+    with open_transaction() as tx:
+        if (key := settings().admin_key) is not None:
+            ensure_admin_key(tx, key.get_secret_value())
+        for folder in settings().model_folders:
+            try:
+                register_model(tx, folder, name=folder.name)
+            except Unprocessable as error:
+                print(f"MPO_MODELS: {folder}: {error.detail}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

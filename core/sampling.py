@@ -1,0 +1,244 @@
+"""What API processes and workers say to the sampler, and how. Torch-free.
+
+One Redis stream carries the requests, each an entry with the field `body` (JSON of a class below); replies go
+to the stream that the request names, as entries with `id` and `body`.
+"""
+
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from redis import Redis
+
+from core.errors import ServiceError, Unavailable
+from core.ids import new_id
+from core.settings import settings
+
+REQUESTS = "mpo:sampler:requests"
+GROUP = "samplers"
+ALIVE = "mpo:sampler:alive"
+ALIVE_SECONDS = 10
+MAX_PENDING_REQUESTS = 1_000
+MAX_REPLIES = 10_000
+REPLY_TTL_SECONDS = 600
+
+
+class Wire(BaseModel):
+    """Frozen; unknown fields refused: both sides are of one version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelFiles(Wire):
+    """A model by the name that people use and by where its files are; sha256 is what a cache goes by."""
+
+    name: str
+    location: str
+    sha256: str
+
+
+class Message(Wire):
+    """A turn of a conversation."""
+
+    role: str
+    content: str
+
+
+Prompt = str | list[Message] | list[int]
+
+
+class SampleRequest(Wire):
+    """Responses to prompts: n for each, in order, each seeded by seed and its place."""
+
+    op: Literal["sample"] = "sample"
+    model: ModelFiles
+    prompts: list[Prompt]
+    n: int = 1
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: list[str] = []
+    logprobs: int | None = None
+    echo: bool = False
+
+
+class SampledText(Wire):
+    """One response. The logprob fields are parallel to tokens, null unless asked for."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+    text_offset: list[int] | None = None
+
+
+class PromptSamples(Wire):
+    """What one prompt got."""
+
+    prompt_tokens: int
+    samples: list[SampledText]
+
+
+class SampleReply(Wire):
+    """Answers, one for each prompt in order."""
+
+    op: Literal["sample"] = "sample"
+    results: list[PromptSamples]
+
+
+class ScoreItem(Wire):
+    """A response to score, with whether it ended by itself."""
+
+    prompt: str | list[Message]
+    response: str | list[Message]
+    terminated: bool = True
+
+
+class ScoreRequest(Wire):
+    """Rewards, fp32, offset subtracted."""
+
+    op: Literal["score"] = "score"
+    model: ModelFiles
+    items: list[ScoreItem]
+
+
+class ScoreReply(Wire):
+    """One reward an item, in order."""
+
+    op: Literal["score"] = "score"
+    rewards: list[float]
+
+
+class TokenizeRequest(Wire):
+    """Token ids of a text or a conversation."""
+
+    op: Literal["tokenize"] = "tokenize"
+    model: ModelFiles
+    text: str | list[Message]
+    add_special_tokens: bool = True
+
+
+class TokenizeReply(Wire):
+    """The ids and what each spells."""
+
+    op: Literal["tokenize"] = "tokenize"
+    token_ids: list[int]
+    tokens: list[str]
+
+
+class DetokenizeRequest(Wire):
+    """The text of token ids."""
+
+    op: Literal["detokenize"] = "detokenize"
+    model: ModelFiles
+    token_ids: list[int]
+
+
+class DetokenizeReply(Wire):
+    """The text."""
+
+    op: Literal["detokenize"] = "detokenize"
+    text: str
+
+
+class ErrorReply(Wire):
+    """Why there is no answer: what `core.errors.ServiceError` carries."""
+
+    op: Literal["error"] = "error"
+    code: str
+    status: int
+    detail: str
+    param: str | None = None
+
+
+Request = Annotated[
+    SampleRequest | ScoreRequest | TokenizeRequest | DetokenizeRequest, Field(discriminator="op")
+]
+Reply = Annotated[
+    SampleReply | ScoreReply | TokenizeReply | DetokenizeReply | ErrorReply, Field(discriminator="op")
+]
+
+
+class Envelope(Wire):
+    """A request on its way: who asks, until when (Unix seconds) the answer is of use."""
+
+    id: str
+    reply_to: str
+    deadline: float
+    request: Request
+
+
+REPLIES: TypeAdapter[Any] = TypeAdapter(Reply)
+
+
+class SamplerRefused(ServiceError):
+    """The sampler cannot do what was asked; code and status are the sampler's."""
+
+    def __init__(self, reply: ErrorReply) -> None:
+        super().__init__(reply.detail, param=reply.param)
+        self.code, self.status, self.title = reply.code, reply.status, "The model cannot do this"  # type: ignore[misc]
+        self.param = reply.param
+
+
+class NoSampler(Unavailable):
+    """No sampler is running: try again in a few seconds."""
+
+    code, title = "no_sampler", "No sampler"
+
+
+class SamplerBusy(ServiceError):
+    """The sampler's queue is full: try again in a few seconds."""
+
+    code, status, title = "sampler_busy", 429, "Too many requests"
+    retryable = True
+    retry_after_seconds = 2
+
+
+def reply_stream(process_id: str) -> str:
+    """The stream on which a process receives its replies."""
+    return f"mpo:sampler:replies:{process_id}"
+
+
+def envelope(request: Request, process_id: str) -> Envelope:
+    """A request made ready to send, with an id of its own."""
+    deadline = time.time() + settings().sampler_wait_seconds
+    return Envelope(
+        id=new_id("request"), reply_to=reply_stream(process_id), deadline=deadline, request=request
+    )
+
+
+class SamplerClient:
+    """Asks the sampler and waits: for workers, one thread an instance. API processes have their own way."""
+
+    def __init__(self, redis: "Redis") -> None:
+        self._redis, self._process_id = redis, new_id("request")
+
+    def ask(self, request: Request) -> Any:
+        """The reply to a request; raises SamplerRefused, NoSampler, SamplerBusy."""
+        if not self._redis.exists(ALIVE):
+            raise NoSampler()
+        if int(self._redis.xlen(REQUESTS)) >= MAX_PENDING_REQUESTS:
+            raise SamplerBusy()
+        asked = envelope(request, self._process_id)
+        self._redis.xadd(REQUESTS, {"body": asked.model_dump_json()})
+        reply = self._await(asked)
+        if isinstance(reply, ErrorReply):
+            raise SamplerRefused(reply)
+        return reply
+
+    def _await(self, asked: Envelope) -> Any:
+        after = "0"
+        while time.time() < asked.deadline:
+            answer: Any = self._redis.xread({asked.reply_to: after}, block=1_000, count=16)
+            for _, entries in answer or []:
+                for entry_id, fields in entries:
+                    after = entry_id
+                    if fields[b"id"].decode() == asked.id:
+                        self._redis.xdel(asked.reply_to, entry_id)
+                        return REPLIES.validate_json(fields[b"body"])
+            if not answer and not self._redis.exists(ALIVE):
+                raise NoSampler()
+        raise NoSampler("The sampler did not answer in time")

@@ -1,0 +1,117 @@
+"""How a job finds the work of one stage: a live artifact, a live run of the same key, or a run of its own."""
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from core import queue
+from core.database import Transaction
+from core.errors import NotFound
+from core.states import LIVE
+from core.tables import Artifact, ArtifactReference, BaseModelRow, Dataset, Job, Run, StageRow
+
+
+def find_work(tx: Transaction, job: Job, stage: StageRow, stages: list[StageRow]) -> str | None:
+    """None where the stage's key has artifacts already; else the id of the live run to wait for."""
+    if current_artifacts(tx, job.owner, stage.key):
+        return None
+    while True:
+        live = _live_run(tx, job.owner, stage.key)
+        if live is not None:
+            queue.raise_priority(tx, live, job.priority, job.created_at)
+            return live
+        run_id = queue.enqueue(tx, _new_run(tx, job, stage, stages))
+        if run_id is not None:
+            break
+    # A publication may have come between the first look and the INSERT: a new statement sees it.
+    if current_artifacts(tx, job.owner, stage.key):
+        queue.cancel(tx, run_id)
+        return None
+    return run_id
+
+
+def current_artifacts(tx: Transaction, owner: str, key: str) -> dict[str, Artifact]:
+    """The key's artifacts by output name, kept from deletion until the transaction ends."""
+    statement = (
+        select(Artifact)
+        .where(Artifact.owner == owner, Artifact.key == key, Artifact.deleted_at.is_(None))
+        .with_for_update(read=True, key_share=True)
+    )
+    return {artifact.output: artifact for artifact in tx.session.scalars(statement)}
+
+
+def hold_artifacts(tx: Transaction, job: Job, stage: StageRow) -> dict[str, Artifact]:
+    """The stage's artifacts, with a reference to each recorded for the job."""
+    artifacts = current_artifacts(tx, job.owner, stage.key)
+    rows = [{"artifact_id": a.id, "job_id": job.id, "stage_name": stage.name} for a in artifacts.values()]
+    if rows:
+        tx.session.execute(upsert(ArtifactReference).values(rows).on_conflict_do_nothing())
+    return artifacts
+
+
+def locate_model(tx: Transaction, owner: str, name: str) -> dict[str, Any]:
+    """Where a model's files are: a base model by its name, or `job_…:stage` of the same owner.
+
+    Returns {"kind", "id", "name", "location", "sha256"}; raises NotFound.
+    """
+    if ":" not in name:
+        base = tx.session.get(BaseModelRow, name)
+        if base is None or base.deleted_at is not None:
+            raise NotFound(f"There is no model {name!r}", model=name)
+        return _input("model", name, name, f"file://{base.path}", base.sha256)
+    job_id, _, stage_name = name.partition(":")
+    stage = tx.session.scalar(
+        select(StageRow)
+        .join(Job, Job.id == StageRow.job_id)
+        .where(Job.id == job_id, Job.owner == owner, Job.deleted_at.is_(None), StageRow.name == stage_name)
+    )
+    artifact_id = stage.artifacts.get("model") if stage else None
+    if artifact_id is None:
+        raise NotFound(f"There is no trained model {name!r}, or it is not ready yet", model=name)
+    artifact = tx.session.get_one(Artifact, artifact_id)
+    return _input("artifact", artifact.id, name, artifact.location, artifact.sha256)
+
+
+def _live_run(tx: Transaction, owner: str, key: str) -> str | None:
+    return tx.session.scalar(select(Run.id).where(Run.owner == owner, Run.key == key, Run.state.in_(LIVE)))
+
+
+def _new_run(tx: Transaction, job: Job, stage: StageRow, stages: list[StageRow]) -> queue.NewRun:
+    by_name = {s.name: s for s in stages}
+    inputs = {
+        role: [_resolve(tx, job, by_name, source) for source in sources]
+        for role, sources in stage.inputs.items()
+    }
+    return queue.NewRun(
+        kind=stage.kind,
+        slot=stage.slot,
+        owner=job.owner,
+        subject_id=stage.name,
+        config=stage.config,
+        inputs=inputs,
+        seed=stage.seed,
+        key=stage.key,
+        job_id=job.id,
+        priority=job.priority,
+        age=job.created_at,
+        rank=stage.rank,
+    )
+
+
+def _resolve(
+    tx: Transaction, job: Job, stages: dict[str, StageRow], source: dict[str, str]
+) -> dict[str, Any]:
+    """An input's place in the store, from the source that the plan names."""
+    if source["kind"] == "stage":
+        artifact = tx.session.get_one(Artifact, stages[source["name"]].artifacts[source["output"]])
+        return _input("artifact", artifact.id, source["name"], artifact.location, artifact.sha256)
+    if source["kind"] == "dataset":
+        dataset = tx.session.get_one(Dataset, source["name"])
+        location, digest = dataset.rows_location or "", dataset.rows_sha256 or ""
+        return _input("dataset", dataset.id, dataset.id, location, digest)
+    return locate_model(tx, job.owner, source["name"])
+
+
+def _input(kind: str, id_: str, name: str, location: str, sha256: str) -> dict[str, Any]:
+    return {"kind": kind, "id": id_, "name": name, "location": location, "sha256": sha256}
