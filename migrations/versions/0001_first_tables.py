@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-# States move along these edges alone, whoever writes: the same as core.states.TRANSITIONS, which a test checks.
+# States move along these edges alone, whoever writes: core.states.TRANSITIONS, as a test checks.
 TRANSITION_FUNCTION = """
 CREATE FUNCTION check_run_transition() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
