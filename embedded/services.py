@@ -1,0 +1,123 @@
+"""Our own processes: how each is started, and with which environment."""
+
+import http.client
+import os
+import site
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedded import postgres, valkey
+from embedded.state import StateFolder
+from embedded.supervisor import Program
+from embedded.wheels import package_folder
+
+API = "api"
+HOST = "127.0.0.1"
+MIGRATE_SECONDS = 120.0
+READY_SECONDS = 60.0
+# libpq's own variables would lead every process to another database.
+_NOT_INHERITED = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSERVICE",
+                  "PGSSLMODE", "PGOPTIONS", "PGDATA", "MPO_ADMIN_KEY")  # fmt: skip
+_WORKER_GRACE_SECONDS = 30.0
+
+
+def inherited_environment() -> dict[str, str]:
+    """This process's environment, such that a child finds the same code and not another database."""
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    code = str(Path(__file__).resolve().parents[1])
+    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
+    if code not in installed:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (code, environment.get("PYTHONPATH"))))
+    return environment
+
+
+@dataclass(frozen=True)
+class Services:
+    state: StateFolder
+    sockets: Path
+    port: int
+    cores: int
+
+    def migrate(self) -> Program:
+        return self._once("migrate", "core.migrate")
+
+    def bootstrap(self) -> Program:
+        return self._once("bootstrap", "core.bootstrap", MPO_ADMIN_KEY=self.state.api_key())
+
+    def api(self) -> Program:
+        arguments = ("app.main:app", "--host", HOST, "--port", str(self.port), "--no-access-log")
+        return self._python(API, "uvicorn", *arguments, tier=2, OMP_NUM_THREADS="1")
+
+    def workers(self) -> list[Program]:
+        """The training child may use every core, the sampler half of them: together little above all."""
+        sampler_threads = str(max(1, self.cores // 2))
+        training_threads = str(self.cores)
+        return [
+            self._python(
+                "worker-cpu", "workers", "--slot", "cpu", "--concurrency", "2",
+                tier=1, grace_seconds=_WORKER_GRACE_SECONDS, OMP_NUM_THREADS="1",
+            ),
+            self._python(
+                "worker-gpu", "workers", "--slot", "gpu", "--concurrency", "1",
+                tier=1, grace_seconds=_WORKER_GRACE_SECONDS,
+                MPO_TORCH_THREADS=training_threads, OMP_NUM_THREADS=training_threads,
+            ),
+            self._python(
+                "sampler", "workers.sampler",
+                tier=1, MPO_TORCH_THREADS=sampler_threads, OMP_NUM_THREADS=sampler_threads,
+            ),
+        ]  # fmt: skip
+
+    def is_healthy(self) -> bool:
+        """Whether the API answers."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=2.0)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _once(self, name: str, module: str, **environment: str) -> Program:
+        return self._python(name, module, tier=1, **environment)
+
+    def _python(
+        self, name: str, module: str, *arguments: str,
+        tier: int, grace_seconds: float = 10.0, **environment: str,
+    ) -> Program:  # fmt: skip
+        return Program(
+            name=name,
+            command=(sys.executable, "-m", module, *arguments),
+            environment={**self._environment(), **environment},
+            # The caller's folder may hold an `app` of its own, which Python would take for ours.
+            folder=self.state.scratch,
+            log=self.state.log(name),
+            tier=tier,
+            grace_seconds=grace_seconds,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **inherited_environment(),
+            "MPO_DATABASE_URL": postgres.url(self.sockets),
+            "MPO_REDIS_URL": valkey.url(self.sockets),
+            "MPO_STORE_URL": f"file://{self.state.store}",
+            "MPO_MODELS": _model_folders(),
+            "MPO_SCRATCH": str(self.state.scratch),
+            "MPO_EMBEDDED_PID": str(os.getpid()),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+def _model_folders() -> str:
+    """The shipped example model's folder, then those that the user names."""
+    examples = package_folder("examples")
+    shipped = examples / "tiny" if examples else None
+    named = (Path(part).absolute() for part in os.environ.get("MPO_MODELS", "").split(os.pathsep) if part)
+    folders = [*([shipped] if shipped and shipped.is_dir() else []), *named]
+    return os.pathsep.join(map(str, folders))
