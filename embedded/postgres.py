@@ -98,7 +98,7 @@ def _pid_in_file(data: Path) -> int | None:
 
 
 def _remove_stale_pid_file(data: Path) -> None:
-    """Postgres takes any living process of that number for itself; after a machine's restart it often is not."""
+    """Postgres takes any living process of that number for itself; after a reboot it often is another."""
     pid = _pid_in_file(data)
     if pid and program_name(pid) not in (None, NAME):
         (data / "postmaster.pid").unlink()

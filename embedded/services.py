@@ -18,8 +18,10 @@ HOST = "127.0.0.1"
 MIGRATE_SECONDS = 120.0
 READY_SECONDS = 60.0
 # libpq's own variables would lead every process to another database.
-_NOT_INHERITED = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSERVICE",
-                  "PGSSLMODE", "PGOPTIONS", "PGDATA", "MPO_ADMIN_KEY")  # fmt: skip
+_NOT_INHERITED = frozenset(
+    {"PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSERVICE"}
+    | {"PGSERVICEFILE", "PGSSLMODE", "PGOPTIONS", "PGDATA", "MPO_ADMIN_KEY"}
+)
 _WORKER_GRACE_SECONDS = 30.0
 
 
@@ -41,34 +43,26 @@ class Services:
     cores: int
 
     def migrate(self) -> Program:
-        return self._once("migrate", "core.migrate")
+        return self._python("migrate", ("core.migrate",), {}, tier=1)
 
     def bootstrap(self) -> Program:
-        return self._once("bootstrap", "core.bootstrap", MPO_ADMIN_KEY=self.state.api_key())
+        return self._python("bootstrap", ("core.bootstrap",), {"MPO_ADMIN_KEY": self.state.api_key()}, tier=1)
 
     def api(self) -> Program:
-        arguments = ("app.main:app", "--host", HOST, "--port", str(self.port), "--no-access-log")
-        return self._python(API, "uvicorn", *arguments, tier=2, OMP_NUM_THREADS="1")
+        arguments = ("uvicorn", "app.main:app", "--host", HOST, "--port", str(self.port), "--no-access-log")
+        return self._python(API, arguments, _threads(1), tier=2)
 
     def workers(self) -> list[Program]:
-        """The training child may use every core, the sampler half of them: together little above all."""
-        sampler_threads = str(max(1, self.cores // 2))
-        training_threads = str(self.cores)
+        """A training child may use every core, the sampler half of them: it mostly waits."""
+        cpu = ("workers", "--slot", "cpu", "--concurrency", "2")
+        gpu = ("workers", "--slot", "gpu", "--concurrency", "1")
+        sampler_threads = max(1, self.cores // 2)
+        grace = _WORKER_GRACE_SECONDS
         return [
-            self._python(
-                "worker-cpu", "workers", "--slot", "cpu", "--concurrency", "2",
-                tier=1, grace_seconds=_WORKER_GRACE_SECONDS, OMP_NUM_THREADS="1",
-            ),
-            self._python(
-                "worker-gpu", "workers", "--slot", "gpu", "--concurrency", "1",
-                tier=1, grace_seconds=_WORKER_GRACE_SECONDS,
-                MPO_TORCH_THREADS=training_threads, OMP_NUM_THREADS=training_threads,
-            ),
-            self._python(
-                "sampler", "workers.sampler",
-                tier=1, MPO_TORCH_THREADS=sampler_threads, OMP_NUM_THREADS=sampler_threads,
-            ),
-        ]  # fmt: skip
+            self._python("worker-cpu", cpu, _threads(1), tier=1, grace_seconds=grace),
+            self._python("worker-gpu", gpu, _threads(self.cores), tier=1, grace_seconds=grace),
+            self._python("sampler", ("workers.sampler",), _threads(sampler_threads), tier=1),
+        ]
 
     def is_healthy(self) -> bool:
         """Whether the API answers."""
@@ -81,16 +75,18 @@ class Services:
         finally:
             connection.close()
 
-    def _once(self, name: str, module: str, **environment: str) -> Program:
-        return self._python(name, module, tier=1, **environment)
-
     def _python(
-        self, name: str, module: str, *arguments: str,
-        tier: int, grace_seconds: float = 10.0, **environment: str,
-    ) -> Program:  # fmt: skip
+        self,
+        name: str,
+        module: tuple[str, ...],
+        environment: dict[str, str],
+        *,
+        tier: int,
+        grace_seconds: float = 10.0,
+    ) -> Program:
         return Program(
             name=name,
-            command=(sys.executable, "-m", module, *arguments),
+            command=(sys.executable, "-m", *module),
             environment={**self._environment(), **environment},
             # The caller's folder may hold an `app` of its own, which Python would take for ours.
             folder=self.state.scratch,
@@ -112,6 +108,10 @@ class Services:
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
         }
+
+
+def _threads(count: int) -> dict[str, str]:
+    return {"MPO_TORCH_THREADS": str(count), "OMP_NUM_THREADS": str(count)}
 
 
 def _model_folders() -> str:

@@ -1,7 +1,7 @@
 """A whole stack: what is started in which order, and stopped."""
 
-import contextlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.05
 def up(folder: Path, port: int, on_ready: Callable[[str], None]) -> None:
     """Starts a stack in the folder, tells its URL once it answers, serves until a signal to stop.
 
-    Raises StackError's children: another `mpo up` has the folder, the port is taken, something does not start.
+    Raises StackError: another `mpo up` has the folder, the port is taken, something does not start.
     """
     state = StateFolder.at(folder)
     with state.locked():
@@ -45,7 +45,7 @@ def down(folder: Path) -> bool:
 
     Raises StillRunning.
     """
-    if not folder.expanduser().is_dir():
+    if not StateFolder.is_one(folder):
         return False
     state = StateFolder.at(folder)
     if not state.is_locked():
@@ -57,7 +57,7 @@ def down(folder: Path) -> bool:
         holder = state.holder()
         # Between taking the lock and writing its name there, the holder is still the one before.
         if holder and holder != told and holder.is_running():
-            holder.send(15)
+            holder.send(signal.SIGTERM)
             told = holder
         if time.monotonic() > deadline:
             raise StillRunning(told.pid if told else 0, _DOWN_SECONDS)
@@ -76,7 +76,7 @@ def stop_leftovers(state: StateFolder) -> bool:
             each.process.wait(each.grace_seconds)
     unrecorded = postgres.leftover(state.postgres)
     if unrecorded:
-        unrecorded.send(2)
+        unrecorded.send(signal.SIGINT)
         unrecorded.wait(20.0)
     state.record([])
     state.remove_sockets()

@@ -51,6 +51,11 @@ class StateFolder:
             raise StateUnusable(root, error.strerror or str(error)) from error
         return state
 
+    @staticmethod
+    def is_one(folder: Path) -> bool:
+        """Whether a stack was ever started in the folder."""
+        return (folder.expanduser() / "lock").exists()
+
     @property
     def postgres(self) -> Path:
         return self.root / "postgres"

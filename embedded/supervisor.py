@@ -29,8 +29,8 @@ _SHOWN_LOG_BYTES = 4000
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class StopAsked(Exception):  # noqa: N818  # not an error: the way out of a start that nobody wants any more
-    """A signal to stop came while something was being waited for."""
+class StopAsked(Exception):
+    """Not an error: a signal to stop came while something was being waited for."""
 
 
 @dataclass(frozen=True)

