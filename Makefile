@@ -1,0 +1,46 @@
+# `make test` on a fresh clone needs Python, make and a package index; nothing else of the machine.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+# Bound to this folder: the scripts of a copied environment still name the folder that it was made in.
+STAMP := $(VENV)/.installed-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
+
+.PHONY: help install lint format test demo example-data clean
+
+help: ## Say what there is to make.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+install: $(STAMP) ## Make .venv with everything: servers, workers, tests (PYTHON=python3.12 chooses another Python).
+
+$(STAMP): pyproject.toml scripts/make_venv.sh
+	@scripts/make_venv.sh '$(PYTHON)' '$(VENV)'
+	@$(PY) -m pip install --quiet --editable '.[embedded,dev]'
+	@touch '$@'
+
+lint: install ## Style, types, import contracts, containers.
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()'
+	@$(PY) -m mypy
+	@$(PY) scripts/check_containers.py
+
+format: install ## Put the code into the project's format.
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+test: lint ## Everything that must hold before a change lands.
+	@$(PY) -m pytest
+
+demo: install ## Train a tiny model from start to end on this machine.
+	@$(PY) -m mpo_client.cli demo
+
+example-data: install ## Make the example model and data anew.
+	@$(PY) -m examples.make_tiny
+
+clean: ## Remove the environment and what tools left behind, the demo's state too.
+	@if [ -d .demo ] && [ -x $(PY) ]; then $(PY) -m mpo_client.cli down --state .demo; fi
+	@rm -rf '$(VENV)' .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

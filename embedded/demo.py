@@ -1,0 +1,7 @@
+"""placeholder"""
+
+from pathlib import Path
+
+
+def run(state: Path, *, keep: bool) -> None:
+    raise NotImplementedError

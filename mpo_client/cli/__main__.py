@@ -1,0 +1,3 @@
+from mpo_client.cli.main import main
+
+main()

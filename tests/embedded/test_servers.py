@@ -1,0 +1,135 @@
+"""Postgres and Valkey from their wheels, for real."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from embedded import postgres, stack, valkey
+from embedded.errors import StateUnusable
+from embedded.services import inherited_environment
+from embedded.state import StateFolder
+from embedded.supervisor import Supervisor
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateFolder:
+    # Too long for a socket's path, with a blank, below folders that only their owner may enter.
+    return StateFolder.at(tmp_path / ("a long name " * 9).strip())
+
+
+@pytest.fixture
+def sockets(state: StateFolder) -> Iterator[Path]:
+    """The sockets of running servers."""
+    supervisor = Supervisor(state.record)
+    with supervisor.listening():
+        try:
+            sockets = state.fresh_sockets()
+            stack._start_servers(supervisor, state, sockets)
+            yield sockets
+        finally:
+            supervisor.stop()
+            state.remove_sockets()
+
+
+def connect(sockets: Path) -> psycopg.Connection:
+    return psycopg.connect(postgres.url(sockets).replace("+psycopg", ""), autocommit=True)
+
+
+def test_postgres_speaks_utf8_and_listens_on_no_port(sockets: Path) -> None:
+    with connect(sockets) as connection:
+        settings = dict(connection.execute("SELECT name, setting FROM pg_settings").fetchall())
+        upper = connection.execute("SELECT upper('straße é')").fetchone()
+
+    assert settings["listen_addresses"] == ""
+    assert settings["server_encoding"] == "UTF8"
+    assert settings["synchronous_commit"] == settings["fsync"] == "on"
+    assert upper is not None
+    assert "É" in upper[0]
+
+
+def test_valkey_is_bounded_and_keeps_nothing_on_disk(sockets: Path) -> None:
+    client = redis.Redis.from_url(valkey.url(sockets))
+
+    assert int(client.config_get("maxmemory")["maxmemory"]) == 256 << 20
+    assert client.config_get("save") == {"save": ""}
+    assert client.config_get("port") == {"port": "0"}
+    client.close()
+
+
+def test_data_survive_a_crash_and_the_next_start_cleans_up(state: StateFolder) -> None:
+    """The supervisor vanishes without a word, both servers run on; then the machine's next `mpo up`."""
+    crashed = Supervisor(state.record)
+    with crashed.listening():
+        sockets = state.fresh_sockets()
+        stack._start_servers(crashed, state, sockets)
+    with connect(sockets) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+    left = state.recorded()
+    assert [each.name for each in left] == ["valkey", "postgres"]
+
+    assert stack.stop_leftovers(state)
+    for each in crashed._supervised.values():
+        assert each.process is not None
+        each.process.wait()
+    assert not any(each.process.is_running() for each in left)
+    assert not sockets.exists()
+
+    again = Supervisor(state.record)
+    with again.listening():
+        sockets = state.fresh_sockets()
+        stack._start_servers(again, state, sockets)
+        with connect(sockets) as connection:
+            assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
+        again.stop()
+
+
+def test_a_killed_postgres_comes_back_with_its_data(state: StateFolder) -> None:
+    supervisor = Supervisor(state.record)
+    with supervisor.listening():
+        sockets = state.fresh_sockets()
+        stack._start_servers(supervisor, state, sockets)
+        with connect(sockets) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+        killed = next(each for each in state.recorded() if each.name == postgres.NAME)
+
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.process.wait(5)
+
+        supervisor.wait_until(lambda: postgres.is_ready(sockets), postgres.NAME, 30)
+        with connect(sockets) as connection:
+            assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
+        supervisor.stop()
+
+
+def test_a_pid_file_that_names_a_stranger_is_no_obstacle(state: StateFolder) -> None:
+    """After a reboot the number in the file often belongs to some other process."""
+    supervisor = Supervisor(state.record)
+    with supervisor.listening():
+        stack._start_servers(supervisor, state, state.fresh_sockets())
+        supervisor.stop()
+        with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as stranger:
+            (state.postgres / "postmaster.pid").write_text(f"{stranger.pid}\n{state.postgres}\n")
+            stack._start_servers(supervisor, state, state.fresh_sockets())
+            assert postgres.leftover(state.postgres) is not None
+            supervisor.stop()
+            stranger.communicate()
+
+
+def test_libpq_variables_of_the_user_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "elsewhere")
+    monkeypatch.setenv("MPO_ADMIN_KEY", "mpo_sk_secret")
+
+    assert {"PGHOST", "MPO_ADMIN_KEY"}.isdisjoint(inherited_environment())
+
+
+def test_data_of_another_postgres_version_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "PG_VERSION").write_text("16\n")
+
+    with pytest.raises(StateUnusable, match="made by Postgres 16"):
+        postgres.is_made(tmp_path)
