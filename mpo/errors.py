@@ -53,6 +53,12 @@ class NoChatTemplate(MPOError):
     code = "no_chat_template"
 
 
+class ChatTemplateRefused(MPOError):
+    """The model's chat template refuses a conversation, or writes it in a way that cannot be followed."""
+
+    code = "chat_template_refused"
+
+
 class UnusableModel(MPOError):
     """The model's files cannot serve the stage that asks for them."""
 
