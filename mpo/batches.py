@@ -9,6 +9,9 @@ from torch import Tensor
 GROUP_BATCHES = 8
 """Batches that are sorted by length together: enough to save padding, few enough to keep the order random."""
 
+LOGITS_AT_ONCE = 2**28
+"""Logits that a forward pass may hold: 1 GiB in fp32, and as much again for what is computed from them."""
+
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
@@ -55,7 +58,7 @@ def length_grouped_batches(
     """Row numbers in random batches whose rows are of similar length; every row once.
 
     Rows are shuffled, sorted by length within groups of `GROUP_BATCHES` batches, cut into batches, and the
-    batches shuffled. The last batch of the pass may be smaller.
+    batches shuffled. Only the last one may be smaller.
     """
     order = torch.randperm(len(lengths), generator=generator).tolist()
     group = batch_size * GROUP_BATCHES
@@ -63,4 +66,20 @@ def length_grouped_batches(
     for start in range(0, len(order), group):
         members = sorted(order[start : start + group], key=lambda i: -lengths[i])
         batches += [members[i : i + batch_size] for i in range(0, len(members), batch_size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    whole = len(lengths) // batch_size
+    shuffled = torch.randperm(whole, generator=generator).tolist()
+    return [batches[i] for i in shuffled] + batches[whole:]
+
+
+def optimizer_steps(rows: int, batch_rows: int, epochs: int, max_steps: int | None) -> int:
+    """Optimizer steps of a training: `epochs` passes over the rows, at most `max_steps`."""
+    steps = -(-rows // batch_rows) * epochs
+    return steps if max_steps is None else min(steps, max_steps)
+
+
+def rows_at_once(longest: int, vocabulary: int) -> int:
+    """Rows of a forward pass whose logits take at most `LOGITS_AT_ONCE` numbers: at least 1, at most 32.
+
+    longest: tokens of the longest row.
+    """
+    return max(1, min(32, LOGITS_AT_ONCE // (longest * vocabulary)))

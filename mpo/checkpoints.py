@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def save_state(path: Path, state: State) -> None:
     torch.save(dict(state), path)
 
 
-def load_state(path: Path) -> dict[str, object]:
+def load_state(path: Path) -> dict[str, Any]:
     """What `save_state` kept, on the CPU; never runs code from the file."""
     return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -7,8 +7,8 @@ from torch import Tensor
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of the entries where mask is True, a scalar; 0 where it selects none.
 
-    x: any shape, floating point; mask: the same shape, boolean. Every other entry is left out by selection, not
-    by multiplication: its gradient is exactly 0, also where it is not finite.
+    x: any shape, floating point; mask: the same shape, boolean. Other entries are left out by selection, not
+    by multiplication: their gradients are exactly 0, also where they are not finite.
     """
     selected = torch.where(mask, x, x.new_zeros(()))
     return selected.sum() / mask.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Loads and saves policies, references and reward models: folders that transformers' from_pretrained reads."""
+"""Loads and saves policies, references and reward models: folders that from_pretrained reads."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from mpo.errors import UnusableModel
+from mpo.tokenization import terminators
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -38,6 +39,12 @@ GENERATION_CONFIG = "generation_config.json"
 def training_device() -> torch.device:
     """Where models run: the first GPU, or else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_training_device(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, moved to `training_device()`."""
+    device: Any = training_device()
+    return model.to(device)
 
 
 def load_policy(folder: Path) -> PreTrainedModel:
@@ -66,8 +73,6 @@ def is_reward_model(config: PreTrainedConfig) -> bool:
 
 def new_reward_model(folder: Path, seed: int) -> PreTrainedModel:
     """A policy's backbone under a new scalar head, drawn from N(0, initializer_range²) by the seed alone."""
-    from mpo.tokenization import terminators
-
     policy = load_policy(folder)
     config = _config(folder)
     config.num_labels = 1
