@@ -1,0 +1,206 @@
+"""TRL's trainers behind our stages: our token ids and row order in, our reports and checkpoints out."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import Sampler
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from mpo.batches import length_grouped_batches, optimizer_steps
+from mpo.checkpoints import sync_tree
+from mpo.config import TrainingConfig
+from mpo.errors import StageInterrupted, TrainingDiverged
+from mpo.reporter import Reporter, StageTask
+
+MICRO_BATCH_ROWS = 32
+"""Rows of one forward pass at most; a larger batch is accumulated over several."""
+
+RECOMPUTE = (
+    "activation_checkpointing"
+    if hasattr(TrainingArguments, "activation_checkpointing")
+    else "gradient_checkpointing"
+)
+"""transformers' name of the switch that trades compute for memory: both the old and the new one are in range."""
+
+METRIC_NAMES: Mapping[str, str] = {
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "accuracy": "accuracy",
+    "margin": "gap",
+    "mean_reward": "reward_mean",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "gap",
+    "rewards/chosen": "reward_chosen",
+    "rewards/rejected": "reward_rejected",
+    "logps/chosen": "logprobs_chosen",
+    "logps/rejected": "logprobs_rejected",
+}
+"""TRL's names of what it logs -> ours; what is not named here is not reported."""
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What a training came to: its optimizer steps, and the metrics of the first and of the last one."""
+
+    steps: int
+    first: Mapping[str, float]
+    last: Mapping[str, float]
+
+
+class RowOrder(Sampler[int]):
+    """Row numbers of one pass, in random batches of similar length; a function of seed and pass alone."""
+
+    def __init__(self, lengths: Sequence[int], batch_rows: int, seed: int) -> None:
+        self.lengths, self.batch_rows, self.seed, self.epoch = lengths, batch_rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the pass, from 0. The trainer calls this before each, and after resuming."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        for batch in length_grouped_batches(self.lengths, self.batch_rows, generator):
+            yield from batch
+
+
+class QuietTrainer(Trainer):
+    """What our subclasses of TRL's trainers share: our order of rows, and nothing sent or written unasked."""
+
+    row_order: RowOrder
+
+    def _get_train_sampler(self, train_dataset: object = None) -> RowOrder:
+        return self.row_order
+
+    def _send_telemetry(self) -> None:
+        """TRL reports each trainer that is made to its authors."""
+
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        """TRL writes a README beside each checkpoint."""
+
+
+class ReporterCallback(TrainerCallback):
+    """Tells the reporter what the trainer logs, and hands over the checkpoints that the reporter asks for."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter, self.stopping = reporter, False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Asks for a checkpoint where one is due. The last step needs none: the stage is about to end."""
+        if state.global_step < state.max_steps:
+            self.stopping = self.reporter.should_stop()
+            control.should_save = self.stopping or self.reporter.checkpoint_due()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Reports a step; raises TrainingDiverged where its loss or gradient is not finite."""
+        logs: Mapping[str, float] = kwargs["logs"]
+        if "loss" not in logs:
+            return
+        metrics = named_metrics(logs)
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics.get("grad_norm", 0.0))):
+            before = named_metrics(state.log_history[-2]) if len(state.log_history) > 1 else {}
+            raise TrainingDiverged(step=state.global_step, last_metrics=before)
+        # Every checkpoint holds the history: only its ends are needed.
+        state.log_history = [*state.log_history[:1], *state.log_history[1:][-1:]]
+        self.reporter.progress(state.global_step, state.max_steps, metrics)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Hands the checkpoint over; raises StageInterrupted where it was the reporter's wish to stop."""
+        assert args.output_dir is not None
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and not needed to go on
+        sync_tree(folder)
+        self.reporter.checkpoint(folder, state.global_step)
+        shutil.rmtree(folder, ignore_errors=True)
+        if self.stopping:
+            raise StageInterrupted(step=state.global_step)
+
+
+def named_metrics(logs: Mapping[str, float]) -> dict[str, float]:
+    """What TRL logged of a step, under our names."""
+    return {ours: float(logs[theirs]) for theirs, ours in METRIC_NAMES.items() if theirs in logs}
+
+
+def engine_config(kind: Callable[..., C], task: StageTask, rows: int, **loss: object) -> C:
+    """TRL's configuration for a stage: fp32, dropout off, nothing cut, nothing logged to disk or the net.
+
+    rows: of the training data. loss: what the trainer at hand has besides. The learning rate falls linearly
+    from its peak to 0, without warm-up; gradients are clipped to norm 1.
+    """
+    config = task.config
+    assert isinstance(config, TrainingConfig)
+    micro = max(n for n in range(1, MICRO_BATCH_ROWS + 1) if config.batch_pairs % n == 0)
+    return kind(
+        output_dir=str(scratch_folder(task)),
+        max_steps=optimizer_steps(rows, config.batch_pairs, config.epochs, config.max_steps),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_pairs // micro,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        optim="adamw_torch",
+        max_grad_norm=1.0,
+        seed=task.seed,
+        # TRL turns these three on, or to 1,024, where they are left open.
+        bf16=False,
+        **{RECOMPUTE: False},
+        max_length=None,
+        disable_dropout=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **loss,
+    )
+
+
+def scratch_folder(task: StageTask) -> Path:
+    """Where the trainer may write while it runs."""
+    return task.output / "trainer"
+
+
+def run_trainer(
+    trainer: QuietTrainer, lengths: Sequence[int], task: StageTask, reporter: Reporter
+) -> TrainingOutcome:
+    """Trains, from task.resume on where it is given, and leaves the trained weights in trainer.model.
+
+    lengths: tokens of each row. Raises TrainingDiverged, StageInterrupted.
+    """
+    assert isinstance(task.config, TrainingConfig)
+    trainer.row_order = RowOrder(lengths, task.config.batch_pairs, task.seed)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ReporterCallback(reporter))
+    try:
+        trainer.train(resume_from_checkpoint=str(task.resume) if task.resume else None)
+    finally:
+        shutil.rmtree(scratch_folder(task), ignore_errors=True)
+    steps: list[dict[str, Any]] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return TrainingOutcome(trainer.state.global_step, named_metrics(steps[0]), named_metrics(steps[-1]))
