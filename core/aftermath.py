@@ -1,11 +1,14 @@
 """What follows a run's change of state, each in a transaction of its own."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import select, update
 
-from core.advance import advance_job, jobs_waiting_on
-from core.database import Transaction, open_transaction
-from core.states import TERMINAL, DatasetState, JobState, RunState
-from core.tables import Artifact, Comparison, Dataset, Run
+from core.advance import advance_job, jobs_waiting_on, lock_job
+from core.database import Transaction, open_session, open_transaction
+from core.events import write_event
+from core.states import FINISHED_JOB, TERMINAL, DatasetState, JobState, RunState
+from core.tables import Artifact, Comparison, Dataset, Run, StageRow
 
 
 def apply_run(run_id: str) -> None:
@@ -24,6 +27,27 @@ def apply_run(run_id: str) -> None:
         # Tested anew: a state that came after the one that was just carried over must not be skipped.
         applied = Run.state == run.state, Run.fence == run.fence, Run.state.in_(TERMINAL)
         tx.session.execute(update(Run).where(Run.id == run_id, *applied).values(applied=True))
+
+
+def report_progress(run_id: str, warnings: Sequence[str] = ()) -> None:
+    """Tell every job that shows this run how far it is; in transactions that lock no run."""
+    with open_session() as session:
+        run = session.get_one(Run, run_id)
+        waiting = select(StageRow.job_id, StageRow.name).where(StageRow.run_id == run_id)
+        rows = session.execute(waiting.order_by(StageRow.job_id)).all()
+    if run.kind == "compare":
+        _touch_comparison(run)
+    for job_id, stage in rows:
+        with open_transaction() as tx:
+            job = lock_job(tx, job_id)
+            if job is None or job.status in FINISHED_JOB:
+                continue
+            for message in warnings:
+                write_event(tx, job, "stage.warning", message, stage=stage)
+            if run.progress is not None:
+                data = {**run.progress, "metrics": run.metrics or {}}
+                done = f"{stage}: step {run.progress['step']} of {run.progress['total_steps']}"
+                write_event(tx, job, "stage.progress", done, stage=stage, data=data)
 
 
 def unapplied_runs(tx: Transaction, limit: int) -> list[str]:
@@ -55,6 +79,13 @@ def _apply_validation(tx: Transaction, run: Run) -> None:
         error = run.error or {"code": "cancelled", "message": "Validation was cancelled"}
         dataset.status = DatasetState.INVALID
         dataset.error = {"code": error["code"], "message": error["message"]}
+
+
+def _touch_comparison(run: Run) -> None:
+    with open_transaction() as tx:
+        tx.session.execute(
+            update(Comparison).where(Comparison.id == run.subject_id).values(progress=run.progress)
+        )
 
 
 def _apply_comparison(tx: Transaction, run: Run) -> None:

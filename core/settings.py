@@ -71,3 +71,10 @@ def settings() -> Settings:
     Raises pydantic's ValidationError, naming each missing or wrong variable.
     """
     return Settings()
+
+
+def withhold_credentials() -> None:
+    """Read the settings, then take the database's out of the environment that child processes inherit."""
+    settings()
+    os.environ["MPO_DATABASE_URL"] = "postgresql+psycopg://withheld"
+    os.environ.pop("MPO_ADMIN_KEY", None)

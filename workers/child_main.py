@@ -1,0 +1,170 @@
+"""The child's side: runs one unit of work in a process group of its own and reports over a pipe.
+
+Forked from a server that has the libraries imported already. When the worker dies, so does the whole group.
+"""
+
+import json
+import os
+import platform
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from mpo.config import Stage
+from mpo.errors import StageInterrupted
+from mpo.reporter import StageInput, StageTask
+from workers.child_protocol import Checkpointed, ChildTask, Done, Failed, Progress, Rows, Stopped, Warned
+from workers.failures import failed
+
+NAMED_LIBRARIES = ("torch", "transformers", "trl", "numpy", "pyarrow")
+STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
+
+
+class PipeReporter:
+    """`mpo.reporter.Reporter` over the pipe to the worker."""
+
+    def __init__(self, pipe: Connection, checkpoint_seconds: float) -> None:
+        self._pipe, self._checkpoint_seconds = pipe, checkpoint_seconds
+        self._last_checkpoint = time.monotonic()
+        self._stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+
+    def progress(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+        """Sent at once; the worker batches."""
+        self._pipe.send(Progress(step, total_steps, dict(metrics)))
+
+    def warn(self, message: str) -> None:
+        """Becomes an event of the job."""
+        self._pipe.send(Warned(message))
+
+    def checkpoint_due(self) -> bool:
+        """By the clock of this attempt."""
+        return time.monotonic() - self._last_checkpoint >= self._checkpoint_seconds
+
+    def checkpoint(self, folder: Path, step: int) -> None:
+        """Returns once the worker has stored and recorded it, so that the stage may delete the folder."""
+        self._pipe.send(Checkpointed(folder, step))
+        self._pipe.recv()
+        self._last_checkpoint = time.monotonic()
+
+    def should_stop(self) -> bool:
+        """SIGTERM has come."""
+        return self._stop.is_set()
+
+    def rows(self, rows: list[dict[str, object]]) -> None:
+        """Rows of a comparison."""
+        self._pipe.send(Rows(rows))
+
+
+def main(task: ChildTask, pipe: Connection, life: Connection) -> None:
+    """Entry of the child process."""
+    os.setsid()
+    threading.Thread(target=_die_with_worker, args=(life,), daemon=True).start()
+    _log_to(task.log)
+    reporter = PipeReporter(pipe, float(task.config.get("checkpoint_seconds", 300.0)))
+    try:
+        _perform(task, reporter)
+    except StageInterrupted:
+        pipe.send(Stopped())
+    except Exception as error:  # the border: every failure becomes a row that a person can read
+        traceback.print_exc()
+        pipe.send(failed(error))
+    else:
+        pipe.send(_done())
+
+
+def _perform(task: ChildTask, reporter: PipeReporter) -> None:
+    if task.kind == "validate_dataset":
+        _validate(task, reporter)
+    elif task.kind == "compare":
+        _compare(task, reporter)
+    else:
+        _run_stage(task, reporter)
+
+
+def _run_stage(task: ChildTask, reporter: PipeReporter) -> None:
+    from mpo.stages import run_stage
+
+    config = STAGE.validate_python(dict(task.config))
+    if config.slot == "gpu" and task.torch_threads:
+        import torch
+
+        torch.set_num_threads(task.torch_threads)
+    inputs = {role: tuple(StageInput(i.name, i.path) for i in found) for role, found in task.inputs.items()}
+    run_stage(StageTask(config, inputs, task.output, task.seed, task.resume), reporter)
+
+
+def _validate(task: ChildTask, reporter: PipeReporter) -> None:
+    from mpo.dataset_files import validate_file
+
+    report = validate_file(
+        task.inputs["content"][0].path,
+        task.output / "rows.parquet",
+        kind=task.config["kind"],
+        media_type=task.config.get("media_type"),
+        max_bad_rows=task.config["max_bad_rows"],
+        on_progress=lambda done, total: reporter.progress(done, total, {}),
+    )
+    _write_summary(task, report.to_json())
+
+
+def _compare(task: ChildTask, reporter: PipeReporter) -> None:
+    from core.comparing import ComparisonRequest
+
+    from workers.comparison import compare
+
+    sources = {role: [dict(i.source) for i in found] for role, found in task.inputs.items()}
+    summary = compare(
+        ComparisonRequest.model_validate(dict(task.config)),
+        sources,
+        reporter.rows,
+        reporter.progress,
+        reporter.should_stop,
+    )
+    _write_summary(task, summary)
+
+
+def _write_summary(task: ChildTask, summary: Mapping[str, object]) -> None:
+    (task.output / "summary.json").write_text(json.dumps(summary, allow_nan=False))
+
+
+def _done() -> Done:
+    # ru_maxrss counts kibibytes on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    versions = {name: version(name) for name in NAMED_LIBRARIES if name in sys.modules}
+    return Done(peak, {"python": platform.python_version(), **versions}, _hardware())
+
+
+def _hardware() -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(0))
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def _die_with_worker(life: Connection) -> None:
+    """The worker alone holds the other end: its end means that the worker is gone."""
+    try:
+        life.recv_bytes()
+    except (EOFError, OSError):
+        os.killpg(0, signal.SIGKILL)
+
+
+def _log_to(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+    os.close(descriptor)
+
+
+__all__ = ["Failed", "PipeReporter", "main"]

@@ -1,0 +1,226 @@
+"""Slots: threads that claim a run, have a child do it, and publish or fail it, until nothing is runnable."""
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Condition, Event, Thread
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from core import queue
+from core.aftermath import apply_run
+from core.database import open_transaction
+from core.errors import FenceOver
+from core.queue import ClaimedRun
+from core.settings import settings
+from core.states import RunState
+from core.storage import storage
+from workers import stage_inputs
+from workers.child import run_in_child
+from workers.child_protocol import (
+    Checkpointed,
+    ChildTask,
+    Crashed,
+    Done,
+    Failed,
+    Outcome,
+    Progress,
+    Report,
+    Rows,
+    Stopped,
+    Warned,
+)
+from workers.failures import crash_row, failure_row
+from workers.lease import LeaseKeeper
+
+DATABASE_RETRY_SECONDS = 1.0
+LOG_BYTES = 64_000
+
+logger = logging.getLogger(__name__)
+
+_bell = Condition()
+_rings: dict[str, int] = {}
+
+
+def wake(slot: str) -> None:
+    """Somebody rang: every idle slot of this class in this process looks."""
+    with _bell:
+        _rings[slot] = _rings.get(slot, 0) + 1
+        _bell.notify_all()
+
+
+class Executor:
+    """The slots of one process."""
+
+    def __init__(self, slot: str, concurrency: int, worker_id: str) -> None:
+        self._slot, self._worker_id = slot, worker_id
+        self.stopping = Event()
+        self._scratch = settings().scratch or Path(tempfile.gettempdir()) / "mpo"
+        self._threads = [
+            Thread(target=self._work, name=f"{slot} slot {number}") for number in range(concurrency)
+        ]
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ask running children to checkpoint and end, give their runs back, and wait for it."""
+        self.stopping.set()
+        wake(self._slot)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while not self.stopping.is_set():
+            with _bell:
+                heard = _rings.get(self._slot, 0)
+            try:
+                self.look()
+            except SQLAlchemyError as error:
+                logger.warning("the database is away: %s", type(error).__name__)
+            self._wait_for_a_ring(heard)
+
+    def _wait_for_a_ring(self, heard: int) -> None:
+        """A ring that came while this slot looked counts too."""
+        with _bell:
+            _bell.wait_for(
+                lambda: self.stopping.is_set() or _rings.get(self._slot, 0) != heard,
+                timeout=settings().look_seconds,
+            )
+
+    def look(self) -> None:
+        """Claim and perform, again and again, until nothing is runnable."""
+        while not self.stopping.is_set():
+            with open_transaction() as tx:
+                claimed = queue.claim(tx, self._slot, self._worker_id)
+            if claimed is None:
+                return
+            Performance(claimed, self._scratch, self.stopping).perform()
+
+
+class Performance:
+    """One claimed run, from claim to the end of its fence."""
+
+    def __init__(self, claimed: ClaimedRun, scratch: Path, stopping: Event) -> None:
+        self._claimed, self._stopping, self._storage = claimed, stopping, storage()
+        stage_inputs.drop_older_folders(scratch, claimed.id)
+        self._folder = scratch / f"{claimed.id}-{claimed.fence}"
+        self._log = self._folder / "log"
+        self._keeper = LeaseKeeper(claimed, self._read_log)
+
+    def perform(self) -> None:
+        """Do the work, write how it ended, and carry that to whom it concerns."""
+        claimed = self._claimed
+        logger.info("run %s (%s) fence %d: claimed", claimed.id, claimed.kind, claimed.fence)
+        try:
+            with self._keeper:
+                self._until_database_answers(lambda: apply_run(claimed.id))
+                self._run()
+            self._until_database_answers(lambda: apply_run(claimed.id))
+        except FenceOver as over:
+            logger.info("run %s fence %d is over: %s", claimed.id, claimed.fence, over.facts.get("state"))
+            self._until_database_answers(lambda: apply_run(claimed.id))
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        try:
+            task = stage_inputs.fetch(self._claimed, self._folder, self._storage)
+            outcome = self._child(task)
+            if isinstance(outcome, Done):
+                self._publish(task, outcome, time.monotonic() - started)
+                return
+        except OSError as error:
+            outcome = Failed("storage_failed", f"The store: {error}", retryable=False)
+        self._settle(outcome)
+
+    def _child(self, task: ChildTask) -> Outcome | None:
+        keeper = self._keeper
+
+        def paused() -> bool:
+            return keeper.lost.is_set() and keeper.lost_to == RunState.PAUSED
+
+        outcome = run_in_child(
+            task,
+            self._hear,
+            abort=lambda: keeper.lost.is_set() and not paused(),
+            stop=lambda: self._stopping.is_set() or paused(),
+        )
+        logger.info("run %s: child ended: %s", self._claimed.id, type(outcome).__name__)
+        return outcome
+
+    def _hear(self, report: Report) -> None:
+        if isinstance(report, Checkpointed):
+            self._keep_checkpoint(report)
+        elif isinstance(report, Progress | Warned | Rows):
+            self._keeper.note(report)
+
+    def _keep_checkpoint(self, report: Checkpointed) -> None:
+        location = stage_inputs.store_checkpoint(self._claimed, report.folder, report.step, self._storage)
+
+        def record() -> None:
+            with open_transaction() as tx:
+                replaced = queue.record_checkpoint(tx, self._claimed, location, report.step)
+            if replaced is not None:
+                self._storage.delete(replaced)
+
+        try:
+            self._until_database_answers(record)
+        except FenceOver:
+            # The keeper learns it too and ends the child; a late attempt deletes nothing.
+            logger.info("run %s: its checkpoint came too late", self._claimed.id)
+
+    def _publish(self, task: ChildTask, done: Done, wall_seconds: float) -> None:
+        artifacts, summary = stage_inputs.store(self._claimed, task, done, wall_seconds, self._storage)
+
+        def publish() -> None:
+            self._keeper.flush()
+            with open_transaction() as tx:
+                if not queue.was_published(tx, self._claimed):
+                    queue.publish(tx, self._claimed, artifacts, summary)
+
+        self._until_database_answers(publish)
+
+    def _settle(self, outcome: Failed | Stopped | Crashed | None) -> None:
+        if outcome is None or self._keeper.lost.is_set():
+            return
+
+        def settle() -> None:
+            with open_transaction() as tx:
+                if isinstance(outcome, Stopped):
+                    queue.give_back(tx, self._claimed)
+                elif isinstance(outcome, Crashed):
+                    queue.crash(tx, self._claimed, crash_row(outcome, self._read_log()))
+                elif outcome.retryable:
+                    queue.crash(tx, self._claimed, failure_row(outcome, self._read_log()))
+                else:
+                    queue.fail(tx, self._claimed, failure_row(outcome, self._read_log()))
+
+        self._until_database_answers(settle)
+
+    def _until_database_answers(self, write: Callable[[], None]) -> None:
+        """A result is not thrown away because the database is away for a while."""
+        while True:
+            try:
+                write()
+            except SQLAlchemyError as error:
+                logger.warning("run %s: the database is away: %s", self._claimed.id, error)
+                self._stopping.wait(DATABASE_RETRY_SECONDS)
+                if self._stopping.is_set():
+                    raise
+            else:
+                return
+
+    def _read_log(self) -> str:
+        if not self._log.is_file():
+            return ""
+        with self._log.open("rb") as file:
+            file.seek(max(0, self._log.stat().st_size - LOG_BYTES))
+            return file.read().decode("utf-8", "replace").replace("\0", "")

@@ -1,0 +1,76 @@
+"""Recovery, a thread in every worker: does what another worker, now gone, would have done."""
+
+import logging
+import time
+from threading import Event, Thread
+
+from sqlalchemy import select, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from core import queue
+from core.aftermath import apply_run, unapplied_runs
+from core.database import Transaction, open_transaction
+from core.heartbeats import beat, sign_off
+from core.settings import settings
+from core.states import RunState
+from core.tables import Run
+
+ADVISORY_LOCK = 4_403_191_945
+BATCH = 100
+
+logger = logging.getLogger(__name__)
+
+
+class Recovery:
+    """One pass every few seconds; passes of several workers exclude one another by an advisory lock."""
+
+    def __init__(self, worker_id: str, slot: str, concurrency: int) -> None:
+        self._worker_id, self._slot, self._concurrency = worker_id, slot, concurrency
+        self._stopping = Event()
+        self._up_since: float | None = None
+        self._thread = Thread(target=self._work, name="recovery", daemon=True)
+
+    def start(self) -> None:
+        """Begin with a sign of life at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and sign off."""
+        self._stopping.set()
+        self._thread.join()
+        try:
+            with open_transaction() as tx:
+                sign_off(tx, self._worker_id)
+        except SQLAlchemyError:
+            logger.info("no sign-off: the database is away")
+
+    def _work(self) -> None:
+        while True:
+            try:
+                with open_transaction() as tx:
+                    beat(tx, self._worker_id, self._slot, self._concurrency)
+                self.pass_once()
+            except SQLAlchemyError as error:
+                self._up_since = None
+                logger.warning("recovery: the database is away: %s", type(error).__name__)
+            if self._stopping.wait(settings().recovery_seconds):
+                return
+
+    def pass_once(self) -> None:
+        """Expire leases, carry finished runs to their jobs, ring for what waits."""
+        self._up_since = self._up_since or time.monotonic()
+        with open_transaction() as tx:
+            if not tx.session.scalar(text("SELECT pg_try_advisory_xact_lock(:id)"), {"id": ADVISORY_LOCK}):
+                return
+            # Workers could not renew while the database was away: each gets a whole lease to do so first.
+            database_seen = time.monotonic() - self._up_since >= settings().lease_seconds
+            expired = queue.expire_leases(tx) if database_seen else []
+            left_behind = unapplied_runs(tx, BATCH)
+            tx.to_ring.extend(_slots_with_work(tx))
+        for run_id in dict.fromkeys([*expired, *left_behind]):
+            logger.info("recovery: run %s", run_id)
+            apply_run(run_id)
+
+
+def _slots_with_work(tx: Transaction) -> list[str]:
+    return list(tx.session.scalars(select(Run.slot).where(Run.state == RunState.QUEUED).distinct()))

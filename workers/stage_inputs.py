@@ -1,0 +1,112 @@
+"""Fetches a run's inputs into a folder for its child, and stores what the child leaves."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from core.queue import ClaimedRun, NewArtifact
+from core.settings import settings
+from core.storage import Storage, StoredFile, files_digest
+from mpo.plan import OUTPUTS
+from workers.child_protocol import ChildInput, ChildTask, Done
+
+RUN_OUTPUTS = {"validate_dataset": {"rows": "rows.parquet"}, "compare": {}}
+NOT_FETCHED = frozenset({"compare"})
+"""Kinds that need to know where their inputs are, and leave reading them to somebody else."""
+
+
+def fetch(claimed: ClaimedRun, folder: Path, storage: Storage) -> ChildTask:
+    """The child's task, with every input as a local path. A file on this machine is read where it lies."""
+    output = folder / "output"
+    output.mkdir(parents=True)
+    inputs = {
+        role: tuple(
+            _fetch_one(claimed.kind, source, folder / "inputs" / role / str(place), storage)
+            for place, source in enumerate(sources)
+        )
+        for role, sources in claimed.inputs.items()
+    }
+    resume = None
+    if claimed.checkpoint is not None:
+        resume = storage.fetch(claimed.checkpoint["location"], folder / "resume")
+        resume = resume if resume.exists() else None
+    return ChildTask(
+        kind=claimed.kind,
+        config=claimed.config,
+        inputs=inputs,
+        output=output,
+        seed=claimed.seed,
+        resume=resume,
+        log=folder / "log",
+        torch_threads=settings().torch_threads,
+        redis_url=settings().redis_url.get_secret_value(),
+    )
+
+
+def store(
+    claimed: ClaimedRun, task: ChildTask, done: Done, wall_seconds: float, storage: Storage
+) -> tuple[list[NewArtifact], dict[str, Any]]:
+    """Put the output folder into the store, manifest last; returns artifacts to publish, and the summary."""
+    location = f"runs/{claimed.id}/{claimed.fence}/out"
+    stored = storage.put_folder(location, task.output)
+    summary_file = task.output / "summary.json"
+    summary = json.loads(summary_file.read_text()) if summary_file.is_file() else {}
+    outputs = OUTPUTS.get(claimed.kind) or RUN_OUTPUTS[claimed.kind]
+    artifacts = []
+    for output, relative in outputs.items():
+        files = _files_of(stored, relative)
+        if not files:
+            continue
+        artifacts.append(
+            NewArtifact(
+                output=output,
+                location=f"{location}/{relative}",
+                sha256=files_digest(files),
+                bytes=sum(file.bytes for file in files),
+                files=[vars(file) for file in files],
+                inputs=_lineage(claimed),
+                versions=done.versions,
+                hardware=done.hardware,
+                wall_seconds=round(wall_seconds, 3),
+                peak_memory_bytes=done.peak_memory_bytes,
+            )
+        )
+    return artifacts, summary
+
+
+def store_checkpoint(claimed: ClaimedRun, folder: Path, step: int, storage: Storage) -> str:
+    """Put a checkpoint under the run's own fence; returns its location."""
+    location = f"runs/{claimed.id}/{claimed.fence}/checkpoints/{step}"
+    storage.delete(location)
+    storage.put_folder(location, folder)
+    return location
+
+
+def drop_older_folders(scratch: Path, run_id: str) -> None:
+    """Remove what earlier attempts at this run left on this machine: their fences are over."""
+    for folder in scratch.glob(f"{run_id}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fetch_one(kind: str, source: dict[str, Any], target: Path, storage: Storage) -> ChildInput:
+    if kind in NOT_FETCHED:
+        return ChildInput(source["name"], target, source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return ChildInput(source["name"], storage.fetch(source["location"], target), source)
+
+
+def _files_of(stored: list[StoredFile], relative: str) -> list[StoredFile]:
+    """The stored files of one output, named relative to it."""
+    whole = [StoredFile(Path(f.name).name, f.bytes, f.sha256) for f in stored if f.name == relative]
+    prefix = f"{relative}/"
+    inside = [f for f in stored if f.name.startswith(prefix)]
+    return whole or [StoredFile(f.name.removeprefix(prefix), f.bytes, f.sha256) for f in inside]
+
+
+def _lineage(claimed: ClaimedRun) -> list[dict[str, Any]]:
+    return [
+        {"name": role, "kind": source["kind"], "id": source["id"], "sha256": source["sha256"]}
+        for role, sources in claimed.inputs.items()
+        for source in sources
+    ]
