@@ -1,0 +1,68 @@
+"""The losses of Proximal Policy Optimization, summed over tokens and divided by a given count."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_LIMIT = 20.0
+"""Log-ratios are clamped to ± this: e^20 is still finite in fp32, and so are its gradients."""
+
+
+@dataclass(frozen=True)
+class OldTokens:
+    """What a rollout fixed about its tokens before the update: each (rows, tokens).
+
+    logprobs, values: of the policy and critic that sampled; advantages: whitened; returns: not whitened.
+    """
+
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    response_mask: Tensor
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """A micro-batch's share of an optimizer step: losses ready to be summed, and what to report."""
+
+    policy_loss: Tensor
+    value_loss: Tensor
+    clipped_tokens: Tensor
+    largest_ratio: Tensor
+
+
+def policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """Clipped surrogate loss a token: −min(ρ A, clip(ρ, 1 ± ε) A); Schulman et al. 2017, eq. 7."""
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Clipped value loss a token: ½ max((V − R)², (V_old + clip(V − V_old, ± c) − R)²)."""
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def ppo_loss(
+    logprobs: Tensor, values: Tensor, old: OldTokens, *, clip: float, value_clip: float, tokens: Tensor
+) -> LossTerms:
+    """Both losses over the real tokens of a micro-batch; Schulman et al. 2017 (arXiv 1707.06347).
+
+    logprobs, values: (rows, tokens), of the networks in training. tokens: the real tokens of the whole
+    optimizer step, so that micro-batches of any size add up to one mean. Padding has no gradient at all.
+    """
+    mask = old.response_mask
+    # Padding is replaced, not multiplied by 0: 0 · inf would be NaN.
+    log_ratio = (logprobs - old.logprobs).masked_fill(~mask, 0.0)
+    ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    values = torch.where(mask, values, old.returns)
+    surrogate = policy_loss(ratio, old.advantages, clip).masked_fill(~mask, 0.0)
+    squares = value_loss(values, old.values, old.returns, value_clip).masked_fill(~mask, 0.0)
+    ratio = ratio.detach()
+    return LossTerms(
+        policy_loss=surrogate.sum() / tokens,
+        value_loss=squares.sum() / tokens,
+        clipped_tokens=(((ratio - 1).abs() > clip) & mask).sum(),
+        largest_ratio=ratio.max(),
+    )

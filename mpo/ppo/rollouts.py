@@ -1,0 +1,219 @@
+"""Episodes of PPO: which prompts, what the policy answered, and what the networks say of each token."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mpo.generation import SampledResponse, SamplingConfig, row_seed, sample
+from mpo.logprobs import token_logprobs
+from mpo.policies import score_head
+
+MICRO_BATCH_TOKENS = 4096
+"""Tokens, padding included, that go through a network at once in training: bounds the memory of logits."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Episodes of one iteration: prompt ids, and the response that the policy drew to each."""
+
+    prompts: list[list[int]]
+    responses: list[SampledResponse]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Episodes that go through a network together: prompts padded on the left, responses on the right.
+
+    rows: their numbers in the rollouts. input_ids, attention_mask, position_ids: (rows, prompt + response
+    columns). response_mask: (rows, response columns), True at real tokens of the response.
+    """
+
+    rows: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    response_mask: Tensor
+
+    @property
+    def response_ids(self) -> Tensor:
+        """(rows, response columns): the sampled tokens."""
+        return self.input_ids[:, -self.response_mask.shape[1] :]
+
+
+@dataclass(frozen=True)
+class RolloutTokens:
+    """A number for each sampled token, by what gave it: (episodes, longest response), fp32; 0 at padding."""
+
+    response_mask: Tensor
+    logprobs: Tensor
+    entropies: Tensor
+    reference_logprobs: Tensor
+    sft_logprobs: Tensor | None
+    values: Tensor
+
+
+def episode_prompts(seed: int, prompts: int, start: int, count: int) -> list[int]:
+    """Numbers of the prompts of episodes start … start + count: one random permutation after another."""
+    numbers = []
+    for episode in range(start, start + count):
+        passes, place = divmod(episode, prompts)
+        numbers.append(int(permutation(prompts, seed, passes)[place]))
+    return numbers
+
+
+def permutation(count: int, *seed: int) -> list[int]:
+    """A random order of 0 … count − 1 that depends on these seeds alone."""
+    return np.random.default_rng(row_seed(*seed)).permutation(count).tolist()
+
+
+def sample_rollouts(
+    policy: PreTrainedModel,
+    prompts: list[list[int]],
+    config: SamplingConfig,
+    seeds: Sequence[int],
+    should_stop: Callable[[int], bool],
+) -> Rollouts:
+    """Draws one response to each prompt from softmax(logits / temperature)."""
+    return Rollouts(prompts, sample(policy, prompts, config, seeds, should_stop))
+
+
+def form_micro_batches(
+    rollouts: Rollouts, optimizer_steps: int, pad_id: int, device: torch.device
+) -> list[MicroBatch]:
+    """The episodes in order, in as many even parts for each optimizer step as the memory bound asks for."""
+    longest = max(
+        len(p) + len(r.token_ids) for p, r in zip(rollouts.prompts, rollouts.responses, strict=True)
+    )
+    steps = min(optimizer_steps, len(rollouts))
+    rows_a_step = -(-len(rollouts) // steps)
+    parts = steps * -(-rows_a_step * longest // MICRO_BATCH_TOKENS)
+    return [_micro_batch(rollouts, rows, pad_id, device) for rows in even_parts(len(rollouts), parts)]
+
+
+def even_parts(count: int, parts: int) -> Iterator[range]:
+    """0 … count − 1 in consecutive ranges whose lengths differ by at most one; no range is empty."""
+    parts = min(parts, count)
+    edges = [count * part // parts for part in range(parts + 1)]
+    return (range(a, b) for a, b in zip(edges, edges[1:], strict=False))
+
+
+def _micro_batch(rollouts: Rollouts, rows: range, pad_id: int, device: torch.device) -> MicroBatch:
+    return pad_episodes(
+        [rollouts.prompts[row] for row in rows],
+        [rollouts.responses[row].token_ids for row in rows],
+        pad_id,
+        device,
+        torch.tensor(list(rows), device=device),
+    )
+
+
+def pad_episodes(
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    pad_id: int,
+    device: torch.device,
+    rows: Tensor | None = None,
+) -> MicroBatch:
+    """Token ids as one micro-batch in which every response starts at the same column; no prompt is empty."""
+    before = max(len(p) for p in prompts)
+    width = before + max(len(r) for r in responses)
+    input_ids = torch.full((len(prompts), width), pad_id)
+    attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        real = slice(before - len(prompt), before + len(response))
+        input_ids[row, real] = torch.tensor(prompt + response)
+        attention_mask[row, real] = 1
+    return MicroBatch(
+        torch.arange(len(prompts)) if rows is None else rows,
+        input_ids.to(device),
+        attention_mask.to(device),
+        (attention_mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
+        attention_mask[:, before:].bool().to(device),
+    )
+
+
+def response_logits(model: PreTrainedModel, batch: MicroBatch, temperature: float = 1.0) -> Tensor:
+    """logits / temperature that predict each response token: (rows, tokens, vocabulary), fp32."""
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        # One more than the tokens: the first of them is predicted from the last token of the prompt.
+        logits_to_keep=batch.response_mask.shape[1] + 1,
+    ).logits[:, :-1]
+    return logits.float() / temperature
+
+
+def response_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
+    """Logprob of each response token, in nats: (rows, tokens); anything at padding."""
+    return token_logprobs(response_logits(model, batch, temperature), batch.response_ids)
+
+
+def response_values(critic: PreTrainedModel, batch: MicroBatch, offset: float) -> Tensor:
+    """The critic's value before each response token, less the offset: (rows, tokens); anything at padding."""
+    hidden = critic.base_model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    tokens = batch.response_mask.shape[1]
+    return score_head(critic)(hidden[:, -tokens - 1 : -1]).squeeze(-1).float() - offset
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Who judges a rollout's tokens. critic_offset: what is taken off the critic's head, in reward units."""
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    critic: PreTrainedModel
+    critic_offset: float
+    sft: PreTrainedModel | None = None
+
+
+@torch.no_grad()
+def measure_tokens(
+    networks: Networks, batches: Sequence[MicroBatch], episodes: int, temperature: float
+) -> RolloutTokens:
+    """Old logprobs, entropies, reference logprobs and values, from the micro-batches that the update uses.
+
+    The same tensors through the same weights give the same bits: before the first update every ratio is
+    exactly 1, and where policy and reference are equal every KL exactly 0.
+    """
+    longest = max(batch.response_mask.shape[1] for batch in batches)
+    device = batches[0].input_ids.device
+    mask = torch.zeros((episodes, longest), dtype=torch.bool, device=device)
+    names = ("logprobs", "entropies", "reference_logprobs", "sft_logprobs", "values")
+    columns = {name: torch.zeros((episodes, longest), device=device) for name in names}
+
+    def keep(name: str, batch: MicroBatch, numbers: Tensor) -> None:
+        columns[name][batch.rows, : numbers.shape[1]] = numbers.masked_fill(~batch.response_mask, 0.0)
+
+    for batch in batches:
+        mask[batch.rows, : batch.response_mask.shape[1]] = batch.response_mask
+        logits = response_logits(networks.policy, batch, temperature)
+        keep("logprobs", batch, token_logprobs(logits, batch.response_ids))
+        keep("entropies", batch, entropy(logits))
+        del logits
+        keep("reference_logprobs", batch, response_logprobs(networks.reference, batch, temperature))
+        if networks.sft is not None:
+            keep("sft_logprobs", batch, response_logprobs(networks.sft, batch, temperature))
+        keep("values", batch, response_values(networks.critic, batch, networks.critic_offset))
+    if networks.sft is None:
+        return RolloutTokens(mask, **{**columns, "sft_logprobs": None})
+    return RolloutTokens(mask, **columns)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) over the last dimension, in nats."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    return -(logprobs.exp() * logprobs).sum(dim=-1)
