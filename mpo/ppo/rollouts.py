@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mpo.batches import rows_at_once
 from mpo.generation import SampledResponse, SamplingConfig, row_seed, sample
 from mpo.logprobs import token_logprobs
 from mpo.policies import score_head
-
-MICRO_BATCH_TOKENS = 4096
-"""Tokens, padding included, that go through a network at once in training: bounds the memory of logits."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def sample_rollouts(
 
 
 def form_micro_batches(
-    rollouts: Rollouts, optimizer_steps: int, pad_id: int, device: torch.device
+    rollouts: Rollouts, optimizer_steps: int, vocabulary: int, pad_id: int, device: torch.device
 ) -> list[MicroBatch]:
     """The episodes in order, in as many even parts for each optimizer step as the memory bound asks for."""
     longest = max(
@@ -93,7 +92,7 @@ def form_micro_batches(
     )
     steps = min(optimizer_steps, len(rollouts))
     rows_a_step = -(-len(rollouts) // steps)
-    parts = steps * -(-rows_a_step * longest // MICRO_BATCH_TOKENS)
+    parts = steps * -(-rows_a_step // rows_at_once(longest, vocabulary))
     return [_micro_batch(rollouts, rows, pad_id, device) for rows in even_parts(len(rollouts), parts)]
 
 
@@ -101,7 +100,7 @@ def even_parts(count: int, parts: int) -> Iterator[range]:
     """0 … count − 1 in consecutive ranges whose lengths differ by at most one; no range is empty."""
     parts = min(parts, count)
     edges = [count * part // parts for part in range(parts + 1)]
-    return (range(a, b) for a, b in zip(edges, edges[1:], strict=False))
+    return (range(a, b) for a, b in pairwise(edges))
 
 
 def _micro_batch(rollouts: Rollouts, rows: range, pad_id: int, device: torch.device) -> MicroBatch:
@@ -208,9 +207,15 @@ def measure_tokens(
         if networks.sft is not None:
             keep("sft_logprobs", batch, response_logprobs(networks.sft, batch, temperature))
         keep("values", batch, response_values(networks.critic, batch, networks.critic_offset))
-    if networks.sft is None:
-        return RolloutTokens(mask, **{**columns, "sft_logprobs": None})
-    return RolloutTokens(mask, **columns)
+    sft_logprobs = columns.pop("sft_logprobs") if networks.sft is not None else None
+    return RolloutTokens(
+        response_mask=mask,
+        logprobs=columns["logprobs"],
+        entropies=columns["entropies"],
+        reference_logprobs=columns["reference_logprobs"],
+        sft_logprobs=sft_logprobs,
+        values=columns["values"],
+    )
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""The stage `ppo`: Proximal Policy Optimization against a reward model, on the difficult pairs' prompts."""
+
+import json
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from mpo.checkpoints import handed_over
+from mpo.config import PPOStage
+from mpo.errors import EmptySplit, StageInterrupted
+from mpo.policies import load_policy, load_reward_model, save_model, to_training_device
+from mpo.ppo.iteration import iterate
+from mpo.ppo.rollouts import Networks
+from mpo.ppo.state import PPOTraining, episode_counts, new_optimizers, restore, save
+from mpo.records import Content, read_prompts
+from mpo.reporter import Reporter, StageTask
+from mpo.reward_model.score import reward_offset
+from mpo.summaries import write_summary
+from mpo.tokenization import encode_prompt, load_tokenizer, terminators
+
+
+def train_ppo(task: StageTask, reporter: Reporter) -> None:
+    """The stage `ppo`: roles policy, reference, reward_model and prompts -> model.
+
+    The critic starts as a copy of the reward model. A role `sft`, where there is one, adds the KL to that
+    model to the metrics. Schulman et al. 2017 (arXiv 1707.06347), with the KL penalty of Ziegler et al. 2019
+    (arXiv 1909.08593). Raises EmptySplit, UnusableModel, NoChatTemplate, TrainingDiverged, StageInterrupted.
+    """
+    training = load_training(task)
+    if task.resume:
+        restore(training, task.resume)
+    run(training, task, reporter)
+    save_model(training.networks.policy, task.one("policy").path, task.output / "model")
+    write_summary(
+        task.output,
+        {
+            "prompts": len(training.prompts),
+            "episodes": training.first_episode,
+            "iterations": training.iteration,
+            "optimizer_steps": training.optimizer_steps,
+            "stopped": training.stopped,
+            "first": training.first,
+            "last": training.last,
+        },
+    )
+
+
+def load_training(task: StageTask) -> PPOTraining:
+    """The training before its first iteration."""
+    config, source = task.config, task.one("policy").path
+    assert isinstance(config, PPOStage)
+    tokenizer = load_tokenizer(source)
+    contents = distinct_prompts([row.prompt for row in read_prompts(task.one("prompts").path)])
+    if not contents:
+        raise EmptySplit("There is no prompt to train on: no pair is difficult.")
+    critic = _ready(load_reward_model(task.one("reward_model").path))
+    networks = Networks(
+        policy=_ready(load_policy(source)),
+        reference=_frozen(load_policy(task.one("reference").path)),
+        critic=critic,
+        critic_offset=reward_offset(critic),
+        sft=_frozen(load_policy(task.one("sft").path)) if "sft" in task.inputs else None,
+    )
+    return PPOTraining(
+        config=config,
+        seed=task.seed,
+        networks=networks,
+        reward_model=_frozen(load_reward_model(task.one("reward_model").path)),
+        prompts=[encode_prompt(content, tokenizer, config.max_prompt_tokens) for content in contents],
+        terminators=terminators(source, tokenizer),
+        counts=episode_counts(config, len(contents)),
+        optimizers=new_optimizers(networks, config.learning_rate),
+    )
+
+
+def _ready(model: PreTrainedModel) -> PreTrainedModel:
+    return to_training_device(model).eval()
+
+
+def _frozen(model: PreTrainedModel) -> PreTrainedModel:
+    return _ready(model).requires_grad_(False)
+
+
+def distinct_prompts(prompts: Sequence[Content]) -> list[Content]:
+    """Each prompt once, in the order of their first occurrences."""
+    return list({json.dumps(prompt): prompt for prompt in prompts}.values())
+
+
+def run(training: PPOTraining, task: StageTask, reporter: Reporter) -> None:
+    """Takes the iterations that are left; reports each, and hands over checkpoints between them."""
+    total = len(training.counts)
+    while training.iteration < total and training.stopped is None:
+        metrics = None if reporter.should_stop() else iterate(training, reporter.should_stop)
+        if metrics is None:
+            _hand_over(training, task, reporter)
+            raise StageInterrupted(iteration=training.iteration)
+        reporter.progress(training.iteration, total, metrics)
+        if training.stopped is not None:
+            reporter.warn(
+                f"PPO stopped after {training.iteration} of {total} iterations: {training.stopped}."
+            )
+        elif training.iteration < total and reporter.checkpoint_due():
+            _hand_over(training, task, reporter)
+
+
+def _hand_over(training: PPOTraining, task: StageTask, reporter: Reporter) -> None:
+    with handed_over(task, reporter, training.iteration) as folder:
+        save(training, folder)
