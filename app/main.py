@@ -1,0 +1,54 @@
+"""The HTTP service: `uvicorn app.main:app`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+
+from app import documentation, problems
+from app.middleware import RequestFrame
+from app.streams import Watcher
+from core.database import dispose
+from core.settings import settings
+
+# One line a noun.
+ROUTERS: list[APIRouter] = []
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings()  # refuses to start on a wrong setting rather than at the first request
+    yield
+    await app.state.watcher.stop()
+    dispose()
+
+
+def create_app() -> FastAPI:
+    """The application, with every route. Reads no settings before it starts."""
+    app = FastAPI(
+        title="MPO service",
+        version="1",
+        summary="Trains language models on human preferences by Mixed Preference Optimization.",
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=problems.responses(401, 403, 422),
+    )
+    app.state.watcher = Watcher()
+    app.state.methods_of = _methods_of
+    for router in ROUTERS:
+        app.include_router(router)
+    documentation.install(app)
+    problems.install(app)
+    app.add_middleware(RequestFrame, observe=lambda *_: None)
+    return app
+
+
+def _methods_of(path: str) -> list[str]:
+    """What a path takes: the framework's own 405 names only the first route of a path."""
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    return sorted({method for r in routes if r.path_regex.match(path) for method in r.methods or ()})
+
+
+app = create_app()

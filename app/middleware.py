@@ -1,0 +1,88 @@
+"""Around every request: its id, security headers, a bound on bodies, and an answer whatever went wrong."""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.problems import problem_response, translate
+from core.errors import ServiceError
+from core.ids import new_id
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+MAX_BODY_BYTES = 16 << 20
+UPLOADS = "/v1/datasets"
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+logger = logging.getLogger(__name__)
+Observe = Callable[[Scope, int, float], None]
+
+
+class BodyTooLarge(ServiceError):
+    """The body is larger than this path takes."""
+
+    code, status, title = "body_too_large", 413, "Content too large"
+
+
+class RequestFrame:
+    """Outermost of ours. Plain ASGI, so that streams pass through untouched."""
+
+    def __init__(self, app: ASGIApp, observe: Observe) -> None:
+        self._app, self._observe = app, observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.perf_counter(), 0
+
+        async def send_framed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._app(scope, _bounded(scope, receive), send_framed)
+        except Exception as error:
+            if status:
+                logger.exception("request %s broke off", request_id)
+                raise
+            await problem_response(scope, translate(error))(scope, receive, send_framed)
+        finally:
+            self._observe(scope, status, time.perf_counter() - started)
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else new_id("request")
+
+
+def _bounded(scope: Scope, receive: Receive) -> Receive:
+    """Uploads have a bound of their own; every other body is read into memory, so it must be small."""
+    if scope["path"].startswith(UPLOADS):
+        return receive
+    left = MAX_BODY_BYTES
+
+    async def receive_bounded() -> Message:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes", max_bytes=MAX_BODY_BYTES)
+        return message
+
+    return receive_bounded

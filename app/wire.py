@@ -1,0 +1,43 @@
+"""What every noun's schemas share: strict bodies, views, times in Unix seconds."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+
+class Body(BaseModel):
+    """A request's body: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class View(BaseModel):
+    """What the wire shows of a row."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+
+def _seconds(value: object) -> object:
+    return int(value.timestamp()) if isinstance(value, datetime) else value
+
+
+def _storable(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("should hold no NUL character")
+    return value
+
+
+Seconds = Annotated[int, BeforeValidator(_seconds)]
+"""A moment in Unix seconds; takes a datetime."""
+
+Storable = Annotated[str, AfterValidator(_storable)]
+"""A string that the database can keep."""
+
+
+class Deleted(View):
+    """The object is gone."""
+
+    id: str
+    object: Literal["dataset", "job", "model", "api_key", "comparison"]
+    deleted: Literal[True] = True
