@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     sampler_wait_seconds: PositiveFloat = Field(
         120.0, description="Longest wait for the sampler's answer to one request."
     )
+    sampler_patience_seconds: PositiveFloat = Field(
+        600.0, description="A comparison waits this long for a sampler that is away, then it fails."
+    )
     sampler_memory_bytes: NonNegativeInt = Field(
         4 << 30, description="Memory the sampler may spend on loaded models."
     )
