@@ -172,17 +172,22 @@ def resolve(stages: Iterable[PlannedStage], context_tokens: int) -> list[Planned
     return [replace(stage, config=resolve_lengths(stage.config, context_tokens)) for stage in stages]
 
 
-def plan_keys(stages: Iterable[PlannedStage], leaves: Mapping[Source, InputKey]) -> dict[str, str]:
+def plan_keys(
+    stages: Iterable[PlannedStage], leaves: Mapping[Source, InputKey], standing: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Key of every stage by name. leaves: dataset and model sources -> (leaf key, output name).
 
-    stages come in an order in which each follows its inputs, as `expand` gives them.
+    stages come in an order in which each follows its inputs, as `expand` gives them. standing: keys of stages
+    that already have one and keep it, so that a plan that is changed half way re-keys only what changes.
     """
-    keys: dict[str, str] = {}
+    keys: dict[str, str] = dict(standing or {})
 
     def input_key(source: Source) -> InputKey:
         return (keys[source.name], source.output) if source.kind == "stage" else leaves[source]
 
     for stage in stages:
+        if stage.name in keys:
+            continue
         inputs = {
             role: [input_key(s) for s in sources] if len(sources) > 1 else input_key(sources[0])
             for role, sources in stage.inputs.items()

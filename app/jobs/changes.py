@@ -1,0 +1,136 @@
+"""What a person may do to a job that exists: cancel, pause, resume with another split, delete.
+
+Each returns the ids of the runs that left the queue by it. Jobs of others may wait on those: they are advanced
+after the commit, each in a transaction of its own, as two jobs are never locked together.
+"""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import delete, select
+
+from app.jobs.leaves import leaf_keys
+from app.jobs.planning import planned_stages
+from app.jobs.schemas import ResumeJob
+from core.advance import advance_job, cancel_job, lock_job, pause_job, reset_stage, resume_job, stages_of
+from core.database import Transaction
+from core.errors import Conflict, NotFound
+from core.states import FINISHED_JOB, LIVE, JobState
+from core.tables import ArtifactReference, Job, Run, StageRow
+from mpo.config import SplitStage
+from mpo.plan import dependents, plan_keys
+
+SPLIT = "split"
+
+
+class JobFinished(Conflict):
+    """The job has ended."""
+
+    code, title = "job_finished", "The job has ended"
+
+
+class NotFinished(Conflict):
+    """The job has not ended."""
+
+    code, title = "not_finished", "The job has not ended"
+
+
+class NotPaused(Conflict):
+    """Only a paused job can be resumed."""
+
+    code, title = "not_paused", "The job is not paused"
+
+
+class InUse(Conflict):
+    """An unfinished job uses what this one made."""
+
+    code, title = "in_use", "Another job uses this one"
+
+
+def cancel(tx: Transaction, owner: str, job_id: str) -> tuple[Job, list[str]]:
+    """End the job now; again on a cancelled one changes nothing. Raises JobFinished, NotFound."""
+    job = hold_job(tx, owner, job_id)
+    if job.status == JobState.CANCELLED:
+        return job, []
+    _refuse_finished(job)
+    runs = _live_runs(tx, job)
+    cancel_job(tx, job, stages_of(tx, job))
+    tx.session.flush()
+    return job, runs
+
+
+def pause(tx: Transaction, owner: str, job_id: str) -> tuple[Job, list[str]]:
+    """Hold the job; a paused one stays as it is. Raises JobFinished, NotFound."""
+    job = hold_job(tx, owner, job_id)
+    if job.status == JobState.PAUSED:
+        return job, []
+    _refuse_finished(job)
+    runs = _live_runs(tx, job)
+    pause_job(tx, job, stages_of(tx, job))
+    tx.session.flush()
+    advance_job(tx, job.id)
+    return job, runs
+
+
+def resume(tx: Transaction, owner: str, job_id: str, body: ResumeJob) -> tuple[Job, list[str]]:
+    """Go on, perhaps with another split. Raises NotPaused, NotFound, Conflict where there is no split."""
+    job = hold_job(tx, owner, job_id)
+    if job.status != JobState.PAUSED:
+        raise NotPaused(f"The job is {job.status}; only a paused one can be resumed", status=job.status)
+    runs = _live_runs(tx, job)
+    stages = stages_of(tx, job)
+    if body.split is not None:
+        _replace_split(tx, job, stages, body.split)
+    resume_job(tx, job, stages)
+    tx.session.flush()
+    advance_job(tx, job.id)
+    return job, runs
+
+
+def delete_job(tx: Transaction, owner: str, job_id: str) -> None:
+    """Forget a finished job, and let go of what it refers to. Raises NotFinished, InUse, NotFound."""
+    job = hold_job(tx, owner, job_id)
+    if job.status not in FINISHED_JOB:
+        raise NotFinished(f"The job is {job.status}: cancel it, or wait until it has ended", status=job.status)
+    uses_it = Job.owner == owner, Job.model.startswith(f"{job_id}:"), Job.status.not_in(FINISHED_JOB)
+    user = tx.session.scalar(select(Job.id).where(*uses_it).limit(1))
+    if user is not None:
+        raise InUse(f"{user} uses a model of this job: cancel it, or wait until it has ended", job=user)
+    job.deleted_at = datetime.now(UTC)
+    tx.session.execute(delete(ArtifactReference).where(ArtifactReference.job_id == job.id))
+    tx.session.flush()
+
+
+def hold_job(tx: Transaction, owner: str, job_id: str) -> Job:
+    """The caller's job, its row locked until the transaction ends; raises NotFound."""
+    job = lock_job(tx, job_id)
+    if job is None or job.owner != owner or job.deleted_at is not None:
+        raise NotFound(f"There is no job {job_id}")
+    return job
+
+
+def _replace_split(tx: Transaction, job: Job, stages: list[StageRow], split: SplitStage) -> None:
+    """Give the split another configuration, and it and all that depends on it new keys and a new start."""
+    row = next((stage for stage in stages if stage.name == SPLIT), None)
+    if row is None:
+        raise Conflict("This job has no split")
+    # Lists and objects in JSON columns are replaced, not changed in place: only that is noticed.
+    row.config = split.model_dump(mode="json")
+    job.method = {**job.method, SPLIT: row.config}
+    job.spec = {**job.spec, "method": {**job.spec["method"], SPLIT: row.config}}
+    plan = planned_stages(stages)
+    changed = dependents(plan, SPLIT) | {SPLIT}
+    standing = {stage.name: stage.key for stage in stages if stage.name not in changed}
+    keys = plan_keys(plan, leaf_keys(tx.session, job), standing)
+    for stage in stages:
+        if stage.name in changed:
+            reset_stage(tx, job, stage)
+            stage.key = keys[stage.name]
+
+
+def _live_runs(tx: Transaction, job: Job) -> list[str]:
+    return list(tx.session.scalars(select(Run.id).where(Run.job_id == job.id, Run.state.in_(LIVE))))
+
+
+def _refuse_finished(job: Job) -> None:
+    if job.status in FINISHED_JOB:
+        raise JobFinished(f"The job has {job.status} already", status=job.status)

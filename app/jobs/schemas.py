@@ -1,0 +1,173 @@
+"""Jobs on the wire."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from core.states import JobState, StageState
+from mpo.config import JobSpec, SplitStage, Strict
+
+
+class CreateJob(JobSpec):
+    """What a job is asked to do: a model, a dataset, and a method."""
+
+    model: str = Field(min_length=1, max_length=200, description="A base model, or a trained job_…:stage.")
+    dataset: str = Field(min_length=1, max_length=200, description="Preference pairs: ds_…")
+
+
+class ResumeJob(Strict):
+    """What to go on with."""
+
+    split: SplitStage | None = Field(
+        None, description="Replaces the split's configuration; the split and what depends on it run anew."
+    )
+
+
+class Progress(BaseModel):
+    """How far a job has come; eta_seconds is null where nothing is known yet."""
+
+    fraction: float
+    eta_seconds: float | None
+
+
+class StageProgress(Progress):
+    """How far a stage has come, in steps of its own choice."""
+
+    step: int
+    total_steps: int | None
+
+
+class Pause(BaseModel):
+    """Why a job waits for a person."""
+
+    reason: Literal["pause_after", "weak_reward_model", "user"]
+    stage: str | None
+    message: str
+
+
+class StageError(BaseModel):
+    """Why a stage failed; output is the end of what its process printed."""
+
+    code: str
+    message: str
+    output: str | None = None
+
+
+class JobError(StageError):
+    """Why a job failed, and in which stage."""
+
+    stage: str | None = None
+
+
+class StageView(BaseModel):
+    """A stage of a job."""
+
+    name: str
+    kind: str
+    status: StageState
+    cached: bool
+    run_id: str | None
+    attempt: int | None
+    progress: StageProgress
+    metrics: dict[str, Any]
+    summary: dict[str, Any] | None
+    artifacts: dict[str, str]
+    started_at: int | None
+    finished_at: int | None
+    error: StageError | None
+
+
+class JobView(BaseModel):
+    """A job and its stages."""
+
+    id: str
+    object: Literal["job"] = "job"
+    name: str
+    status: JobState
+    model: str
+    dataset: str
+    eval_dataset: str | None
+    method: dict[str, Any]
+    pause_after: list[str]
+    seed: int
+    priority: int
+    labels: dict[str, str]
+    stages: list[StageView]
+    models: dict[str, str]
+    queue_position: int | None
+    pause: Pause | None
+    progress: Progress
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    error: JobError | None
+
+
+class PlannedStageView(BaseModel):
+    """A stage of a job that was not created. Null where this deployment cannot tell before it runs."""
+
+    name: str
+    kind: str
+    status: StageState = StageState.WAITING
+    config: dict[str, Any]
+    key: str
+    cached: bool
+    tokens: int | None = None
+    memory_bytes: int | None = None
+    seconds: float | None = None
+    problems: list[str] = []
+
+
+class DryRunView(BaseModel):
+    """What a job would do: a job without id."""
+
+    object: Literal["job"] = "job"
+    name: str
+    status: JobState = JobState.QUEUED
+    model: str
+    dataset: str
+    eval_dataset: str | None
+    method: dict[str, Any]
+    pause_after: list[str]
+    seed: int
+    priority: int
+    labels: dict[str, str]
+    stages: list[PlannedStageView]
+
+
+class EventView(BaseModel):
+    """Something that happened in a job."""
+
+    id: int
+    object: Literal["event"] = "event"
+    type: str
+    created_at: int
+    stage: str | None
+    message: str
+    data: dict[str, Any]
+
+
+class EventPage(BaseModel):
+    """Events, oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[EventView]
+    first_id: int | None
+    last_id: int | None
+    has_more: bool
+
+
+class MetricSeries(BaseModel):
+    """One metric of one stage by step."""
+
+    stage: str
+    name: str
+    steps: list[int]
+    values: list[float | None]
+
+
+class MetricList(BaseModel):
+    """Metrics of a job, in the order of its stages."""
+
+    object: Literal["list"] = "list"
+    data: list[MetricSeries]
