@@ -1,7 +1,9 @@
 """What a spec names: datasets and a model of the caller's, looked up and held until the job refers to them."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import pyarrow.parquet as pq
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -9,6 +11,7 @@ from app.jobs.schemas import CreateJob
 from core.database import Transaction
 from core.errors import Conflict, Unprocessable
 from core.states import DatasetState
+from core.storage import storage
 from core.tables import Artifact, BaseModelRow, Dataset, Job, StageRow
 from mpo.keys import InputKey, dataset_key
 from mpo.plan import Source
@@ -78,8 +81,20 @@ def dataset_leaf(dataset: Dataset) -> InputKey:
 
 
 def holds_messages(dataset: Dataset) -> bool:
-    """Whether validation found message lists; False while it is not known."""
-    return "messages" in (dataset.format or "") or bool((dataset.report or {}).get("messages"))
+    """Whether a row of the dataset holds message lists; False while its rows are not there."""
+    if dataset.status != DatasetState.READY or dataset.rows_location is None:
+        return False
+    return _has_messages(dataset.rows_location)
+
+
+@lru_cache(maxsize=1024)
+def _has_messages(location: str) -> bool:
+    # The footer's bounds of the column tell it, whatever the file's size; a location's content never changes.
+    with storage().open_read(location) as file:
+        metadata = pq.ParquetFile(file).metadata
+        column = metadata.schema.to_arrow_schema().names.index("form")
+        groups = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
+    return any(bounds is not None and bounds.min == "messages" for bounds in groups)
 
 
 def _dataset(tx: Transaction, owner: str, dataset_id: str, field: str) -> Dataset:

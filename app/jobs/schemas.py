@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from app.wire import Seconds, Storable
 from core.states import JobState, StageState
 from mpo.config import JobSpec, SplitStage, Strict
 
@@ -11,6 +12,10 @@ from mpo.config import JobSpec, SplitStage, Strict
 class CreateJob(JobSpec):
     """What a job is asked to do: a model, a dataset, and a method."""
 
+    name: Storable = Field("", max_length=200, description="For people; need not be unique.")
+    labels: dict[Storable, Storable] = Field(
+        {}, max_length=50, description="Free names and values to find jobs by."
+    )
     model: str = Field(min_length=1, max_length=200, description="A base model, or a trained job_…:stage.")
     dataset: str = Field(min_length=1, max_length=200, description="Preference pairs: ds_…")
 
@@ -72,8 +77,8 @@ class StageView(BaseModel):
     metrics: dict[str, Any]
     summary: dict[str, Any] | None
     artifacts: dict[str, str]
-    started_at: int | None
-    finished_at: int | None
+    started_at: Seconds | None
+    finished_at: Seconds | None
     error: StageError | None
 
 
@@ -97,9 +102,9 @@ class JobView(BaseModel):
     queue_position: int | None
     pause: Pause | None
     progress: Progress
-    created_at: int
-    started_at: int | None
-    finished_at: int | None
+    created_at: Seconds
+    started_at: Seconds | None
+    finished_at: Seconds | None
     error: JobError | None
 
 
@@ -141,7 +146,7 @@ class EventView(BaseModel):
     id: int
     object: Literal["event"] = "event"
     type: str
-    created_at: int
+    created_at: Seconds
     stage: str | None
     message: str
     data: dict[str, Any]

@@ -1,7 +1,6 @@
 """Jobs as the wire shows them, from their rows; a page of jobs takes as many statements as one."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from sqlalchemy import and_, func, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
@@ -59,11 +58,6 @@ def queue_positions(session: Session, run_ids: Sequence[str]) -> dict[str, int]:
     return {run_id: count + 1 for run_id, count in session.execute(statement)}
 
 
-def unix(moment: datetime | None) -> int | None:
-    """Unix seconds."""
-    return None if moment is None else int(moment.timestamp())
-
-
 def _first_queued(stages: Sequence[StageRow], runs: dict[str, Run]) -> Run | None:
     queued = [runs[s.run_id] for s in stages if s.run_id in runs and s.status == StageState.QUEUED]
     queued = [run for run in queued if run.state == RunState.QUEUED]
@@ -90,9 +84,9 @@ def _view(job: Job, stages: list[StageRow], runs: dict[str, Run], position: int 
         queue_position=position,
         pause=Pause.model_validate(job.pause) if job.pause else None,
         progress=job_progress(job, progress),
-        created_at=int(job.created_at.timestamp()),
-        started_at=unix(job.started_at),
-        finished_at=unix(job.finished_at),
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
         error=JobError.model_validate(job.error) if job.error else None,
     )
 
@@ -109,7 +103,7 @@ def _stage_view(stage: StageRow, run: Run | None, progress: StageProgress) -> St
         metrics=(run.metrics if run else None) or {},
         summary=stage.summary,
         artifacts=stage.artifacts,
-        started_at=unix(stage.started_at),
-        finished_at=unix(stage.finished_at),
+        started_at=stage.started_at,
+        finished_at=stage.finished_at,
         error=StageError.model_validate(stage.error) if stage.error else None,
     )

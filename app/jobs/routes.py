@@ -1,0 +1,134 @@
+"""Jobs over HTTP."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, BackgroundTasks, Query, Response
+
+from app.dependencies import ReadCaller, SessionDep, TransactionDep, WriteCaller
+from app.jobs import changes, creation, metrics, service
+from app.jobs.schemas import CreateJob, DryRunView, EventPage, JobView, MetricList, ResumeJob
+from app.jobs.views import job_view
+from app.pagination import Page, PageDep
+from app.problems import responses
+from app.streams import PollDep
+from app.wire import Deleted
+from core.aftermath import apply_run
+from core.states import JobState
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+DryRun = Annotated[bool, Query(description="Only say what the job would do.")]
+Names = Annotated[list[str] | None, Query(description="Metrics to give; all where none is named.")]
+Label = Annotated[list[str] | None, Query(description="`name:value`; several must all hold.")]
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobView,
+    responses={200: {"model": DryRunView, "description": "Dry run"}, **responses(409, 429)},
+)
+def create_job(
+    caller: WriteCaller, spec: CreateJob, tx: TransactionDep, response: Response, dry_run: DryRun = False
+) -> JobView | Response:
+    """Create a job: the method is expanded to stages, and whatever is ready starts.
+
+    With `dry_run` nothing is created; each stage says its key and whether its result is there already.
+    """
+    if dry_run:
+        planned = creation.plan_job(tx, caller.owner, spec)
+        return Response(planned.model_dump_json(), media_type="application/json")
+    job = creation.create_job(tx, caller.owner, spec)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job_view(tx.session, job)
+
+
+@router.get("")
+def list_jobs(
+    caller: ReadCaller,
+    session: SessionDep,
+    page: PageDep,
+    status: JobState | None = None,
+    method: str | None = None,
+    dataset: str | None = None,
+    label: Label = None,
+) -> Page[JobView]:
+    """List jobs, newest first."""
+    return service.list_jobs(
+        session, caller.owner, page, status=status, method=method, dataset=dataset, labels=label or []
+    )
+
+
+@router.get("/{job_id}", response_model=JobView, responses=responses(404))
+async def read_job(caller: ReadCaller, job_id: str, poll: PollDep) -> Response:
+    """Read a job, its stages and how far they are."""
+    return await poll.answer(lambda session: service.read_job(session, caller.owner, job_id))
+
+
+@router.delete("/{job_id}", responses=responses(404, 409))
+def delete_job(caller: WriteCaller, job_id: str, tx: TransactionDep) -> Deleted:
+    """Delete a finished job."""
+    changes.delete_job(tx, caller.owner, job_id)
+    return Deleted(id=job_id, object="job")
+
+
+@router.post("/{job_id}/cancel", responses=responses(404, 409))
+def cancel_job(caller: WriteCaller, job_id: str, tx: TransactionDep, after: BackgroundTasks) -> JobView:
+    """Cancel a job at once; what it has finished is kept. Cancelling again changes nothing."""
+    job, runs = changes.cancel(tx, caller.owner, job_id)
+    _apply_after(after, runs)
+    return job_view(tx.session, job)
+
+
+@router.post("/{job_id}/pause", responses=responses(404, 409))
+def pause_job(caller: WriteCaller, job_id: str, tx: TransactionDep, after: BackgroundTasks) -> JobView:
+    """Pause a job: what runs saves a checkpoint and stops."""
+    job, runs = changes.pause(tx, caller.owner, job_id)
+    _apply_after(after, runs)
+    return job_view(tx.session, job)
+
+
+@router.post("/{job_id}/resume", responses=responses(404, 409))
+def resume_job(
+    caller: WriteCaller,
+    job_id: str,
+    tx: TransactionDep,
+    after: BackgroundTasks,
+    body: ResumeJob | None = None,
+) -> JobView:
+    """Resume a paused job, if wanted with another split: it and what depends on it run anew."""
+    job, runs = changes.resume(tx, caller.owner, job_id, body or ResumeJob())
+    _apply_after(after, runs)
+    return job_view(tx.session, job)
+
+
+@router.get("/{job_id}/events", responses=responses(404))
+def list_events(
+    caller: ReadCaller,
+    session: SessionDep,
+    job_id: str,
+    after: Annotated[int, Query(ge=0, lt=2**63, description="Id of the last event that is known.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=100, description="Events a page.")] = 20,
+) -> EventPage:
+    """List a job's events, oldest first."""
+    return service.list_events(session, caller.owner, job_id, after=after, limit=limit)
+
+
+@router.get("/{job_id}/metrics", responses=responses(404))
+def read_metrics(
+    caller: ReadCaller,
+    session: SessionDep,
+    job_id: str,
+    stage: str | None = None,
+    names: Names = None,
+    points: Annotated[int, Query(ge=1, le=10_000, description="Steps of a metric at most.")] = 500,
+) -> MetricList:
+    """Read what a job's stages reported by step. `names` is repeated, or separated by commas."""
+    wanted = [name for part in names or [] for name in part.split(",") if name]
+    return metrics.read_metrics(session, caller.owner, job_id, stage=stage, names=wanted, points=points)
+
+
+def _apply_after(after: BackgroundTasks, runs: list[str]) -> None:
+    """Once committed, advance other jobs that waited on runs which this one took away."""
+    for run_id in runs:
+        after.add_task(apply_run, run_id)

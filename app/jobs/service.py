@@ -1,0 +1,81 @@
+"""Reading jobs: one, a page of them, their events and their report."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.jobs.schemas import EventPage, EventView, JobView
+from app.jobs.views import job_view, job_views
+from app.pagination import Page, PageQuery
+from app.streams import Snapshot, versions_of
+from core.errors import NotFound, Unprocessable
+from core.states import FINISHED_JOB, JobState
+from core.tables import Event, Job
+
+
+def find_job(session: Session, owner: str, job_id: str) -> Job:
+    """The caller's job; raises NotFound."""
+    job = session.scalar(select(Job).where(Job.id == job_id, Job.owner == owner, Job.deleted_at.is_(None)))
+    if job is None:
+        raise NotFound(f"There is no job {job_id}")
+    return job
+
+
+def read_job(session: Session, owner: str, job_id: str) -> Snapshot:
+    """A job as it is now, and what to watch for a change."""
+    job = find_job(session, owner, job_id)
+    return Snapshot(job_view(session, job), versions_of(job), finished=job.status in FINISHED_JOB)
+
+
+def list_jobs(
+    session: Session,
+    owner: str,
+    page: PageQuery,
+    *,
+    status: JobState | None,
+    method: str | None,
+    dataset: str | None,
+    labels: list[str],
+) -> Page[JobView]:
+    """A page of the caller's jobs; every filter that is given must hold. labels: `name:value` each."""
+    statement = select(Job).where(Job.owner == owner, Job.deleted_at.is_(None))
+    if status is not None:
+        statement = statement.where(Job.status == status)
+    if method is not None:
+        statement = statement.where(Job.method_type == method)
+    if dataset is not None:
+        statement = statement.where((Job.dataset_id == dataset) | (Job.eval_dataset_id == dataset))
+    if labels:
+        statement = statement.where(Job.labels.contains(dict(map(_label, labels))))
+    if page.after is not None:
+        statement = statement.where(Job.id < page.after if page.descending else Job.id > page.after)
+    statement = statement.order_by(Job.id.desc() if page.descending else Job.id.asc())
+    found = list(session.scalars(statement.limit(page.limit + 1)))
+    # The views of a page are made together: as many statements as for one job.
+    views = job_views(session, found[: page.limit])
+    return Page(
+        data=views,
+        first_id=views[0].id if views else None,
+        last_id=views[-1].id if views else None,
+        has_more=len(found) > page.limit,
+    )
+
+
+def list_events(session: Session, owner: str, job_id: str, *, after: int, limit: int) -> EventPage:
+    """A job's events beyond `after`, oldest first."""
+    job = find_job(session, owner, job_id)
+    statement = select(Event).where(Event.job_id == job.id, Event.id > after).order_by(Event.id)
+    found = list(session.scalars(statement.limit(limit + 1)))
+    views = [EventView.model_validate(event, from_attributes=True) for event in found[:limit]]
+    return EventPage(
+        data=views,
+        first_id=views[0].id if views else None,
+        last_id=views[-1].id if views else None,
+        has_more=len(found) > limit,
+    )
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise Unprocessable("label is written name:value", loc=("query", "label"))
+    return name, value
