@@ -7,13 +7,16 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from app import documentation, problems
+from app.artifacts import routes as artifacts
+from app.jobs import routes as jobs
 from app.middleware import RequestFrame
+from app.runs import routes as runs
 from app.streams import Watcher
 from core.database import dispose
 from core.settings import settings
 
 # One line a noun.
-ROUTERS: list[APIRouter] = []
+ROUTERS: list[APIRouter] = [jobs.router, runs.router, artifacts.router]
 
 
 @asynccontextmanager

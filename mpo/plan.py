@@ -173,7 +173,9 @@ def resolve(stages: Iterable[PlannedStage], context_tokens: int) -> list[Planned
 
 
 def plan_keys(
-    stages: Iterable[PlannedStage], leaves: Mapping[Source, InputKey], standing: Mapping[str, str] | None = None
+    stages: Iterable[PlannedStage],
+    leaves: Mapping[Source, InputKey],
+    standing: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Key of every stage by name. leaves: dataset and model sources -> (leaf key, output name).
 

@@ -1,7 +1,7 @@
 """What a person may do to a job that exists: cancel, pause, resume with another split, delete.
 
-Each returns the ids of the runs that left the queue by it. Jobs of others may wait on those: they are advanced
-after the commit, each in a transaction of its own, as two jobs are never locked together.
+Each returns the ids of the runs that were live before. Other jobs may wait on those: they are advanced after
+the commit, each in a transaction of its own, as two jobs are never locked together.
 """
 
 from datetime import UTC, datetime
@@ -75,7 +75,7 @@ def resume(tx: Transaction, owner: str, job_id: str, body: ResumeJob) -> tuple[J
     """Go on, perhaps with another split. Raises NotPaused, NotFound, Conflict where there is no split."""
     job = hold_job(tx, owner, job_id)
     if job.status != JobState.PAUSED:
-        raise NotPaused(f"The job is {job.status}; only a paused one can be resumed", status=job.status)
+        raise NotPaused(f"The job is {job.status}; only a paused one can be resumed")
     runs = _live_runs(tx, job)
     stages = stages_of(tx, job)
     if body.split is not None:
@@ -90,7 +90,7 @@ def delete_job(tx: Transaction, owner: str, job_id: str) -> None:
     """Forget a finished job, and let go of what it refers to. Raises NotFinished, InUse, NotFound."""
     job = hold_job(tx, owner, job_id)
     if job.status not in FINISHED_JOB:
-        raise NotFinished(f"The job is {job.status}: cancel it, or wait until it has ended", status=job.status)
+        raise NotFinished(f"The job is {job.status}: cancel it, or wait until it has ended")
     uses_it = Job.owner == owner, Job.model.startswith(f"{job_id}:"), Job.status.not_in(FINISHED_JOB)
     user = tx.session.scalar(select(Job.id).where(*uses_it).limit(1))
     if user is not None:
@@ -133,4 +133,4 @@ def _live_runs(tx: Transaction, job: Job) -> list[str]:
 
 def _refuse_finished(job: Job) -> None:
     if job.status in FINISHED_JOB:
-        raise JobFinished(f"The job has {job.status} already", status=job.status)
+        raise JobFinished(f"The job has {job.status} already")

@@ -32,7 +32,7 @@ class TooManyOpenJobs(ServiceError):
 
 
 def create_job(tx: Transaction, owner: str, spec: CreateJob) -> Job:
-    """Insert a job with its stages and start what is ready; raises Unprocessable, NoContent, TooManyOpenJobs."""
+    """Insert a job with its stages and start what is ready; raises what refuses it."""
     _leave_room(tx, owner)
     leaves = find_leaves(tx, owner, spec)
     stages = plan_spec(spec, leaves.base.context_tokens)

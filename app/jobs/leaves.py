@@ -1,4 +1,4 @@
-"""What a spec names: datasets and a model of the caller's, looked up and held until the job refers to them."""
+"""What a spec names: datasets and a model, looked up and held until the job refers to them."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -22,7 +22,9 @@ def read_metrics(
     stages = list(rows)
     if stage is not None and stage not in {row.name for row in stages}:
         known = ", ".join(row.name for row in stages)
-        raise Unprocessable(f"stage names no stage of this job: its stages are {known}", loc=("query", "stage"))
+        raise Unprocessable(
+            f"stage names no stage of this job: its stages are {known}", loc=("query", "stage")
+        )
     series = [
         made
         for row in stages
@@ -55,7 +57,7 @@ def _steps_of(session: Session, owner: str, stage: StageRow) -> dict[int, Values
         elif run_id != stage.run_id:
             # The newest run has reported nothing yet: what it starts from is all that there is.
             found = found.where(Metric.step <= (checkpoint or {}).get("step", 0))
-        steps.update({step: values for step, values in session.execute(found)})
+        steps.update(dict(session.execute(found).tuples()))
     return dict(sorted(steps.items()))
 
 

@@ -34,7 +34,7 @@ def stage_progress(stage: StageRow, run: Run | None) -> StageProgress:
 
 
 def job_progress(job: Job, stages: Sequence[tuple[StageRow, StageProgress]]) -> Progress:
-    """The weighted mean of the stages; the seconds left at the pace of those that ran, null before any did."""
+    """The weighted mean of the stages; seconds left at the pace of those that ran, null before any did."""
     if job.status == JobState.SUCCEEDED:
         return Progress(fraction=1.0, eta_seconds=0.0)
     total = sum(_weight(stage) for stage, _ in stages)

@@ -23,8 +23,7 @@ def job_views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
     for stage in session.scalars(statement):
         by_job[stage.job_id].append(stage)
     run_ids = {s.run_id for stages in by_job.values() for s in stages if s.run_id is not None}
-    found = session.scalars(select(Run).where(Run.id.in_(run_ids))) if run_ids else []
-    runs = {run.id: run for run in found}
+    runs = {run.id: run for run in session.scalars(select(Run).where(Run.id.in_(run_ids)))}
     first_queued = {job.id: _first_queued(by_job[job.id], runs) for job in jobs}
     positions = queue_positions(session, [run.id for run in first_queued.values() if run is not None])
     return [

@@ -21,7 +21,9 @@ def find_run(session: Session, owner: str, run_id: str) -> Run:
 def read_run(session: Session, owner: str, run_id: str) -> Snapshot:
     """A run as it is now, and what to watch for a change."""
     run = find_run(session, owner, run_id)
-    made = select(Artifact.output, Artifact.id).where(Artifact.run_id == run.id, Artifact.deleted_at.is_(None))
+    made = select(Artifact.output, Artifact.id).where(
+        Artifact.run_id == run.id, Artifact.deleted_at.is_(None)
+    )
     view = RunView(
         id=run.id,
         kind=run.kind,
@@ -42,7 +44,7 @@ def read_run(session: Session, owner: str, run_id: str) -> Snapshot:
         progress=run.progress,
         metrics=run.metrics,
         summary=run.summary,
-        artifacts={output: id_ for output, id_ in session.execute(made)},
+        artifacts=dict(made.tuples()),
         created_at=run.created_at,
         started_at=run.started_at,
         finished_at=run.finished_at,
