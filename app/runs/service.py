@@ -21,9 +21,8 @@ def find_run(session: Session, owner: str, run_id: str) -> Run:
 def read_run(session: Session, owner: str, run_id: str) -> Snapshot:
     """A run as it is now, and what to watch for a change."""
     run = find_run(session, owner, run_id)
-    made = select(Artifact.output, Artifact.id).where(
-        Artifact.run_id == run.id, Artifact.deleted_at.is_(None)
-    )
+    kept = Artifact.run_id == run.id, Artifact.deleted_at.is_(None)
+    made = session.execute(select(Artifact.output, Artifact.id).where(*kept))
     view = RunView(
         id=run.id,
         kind=run.kind,
