@@ -1,6 +1,5 @@
 """Samples responses from a policy: an engine that knows only token ids."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -53,12 +52,6 @@ class SampledResponse:
         """The ids with the terminator that training appends in place of whichever stop token was drawn."""
         stopped = self.finish_reason == "stop" and bool(self.token_ids)
         return [*self.token_ids[:-1], terminator_id] if stopped else list(self.token_ids)
-
-
-def row_seed(seed: int, *index: int) -> int:
-    """The seed of one sequence (or one permutation) out of a run's seed: 64 bits, the same everywhere."""
-    digest = hashlib.sha256(repr((seed, *index)).encode()).digest()
-    return int.from_bytes(digest[:8], "big")
 
 
 def never_stop(_index: int) -> bool:

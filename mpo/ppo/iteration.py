@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from mpo.errors import TrainingDiverged
-from mpo.generation import row_seed
 from mpo.masking import masked_mean, masked_whiten
 from mpo.ppo.advantages import estimate_advantages
 from mpo.ppo.loss import OldTokens
@@ -24,6 +23,7 @@ from mpo.ppo.rollouts import (
 from mpo.ppo.state import EPISODE, PROMPT_ORDER, PPOTraining
 from mpo.ppo.update import update
 from mpo.reward_model.score import score_responses
+from mpo.seeds import row_seed
 
 EQUAL_BATCHES = 5
 """Iterations in a row whose scores are all equal, after which training stops: nothing is left to learn."""

@@ -1,18 +1,18 @@
 """Episodes of PPO: which prompts, what the policy answered, and what the networks say of each token."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from mpo.batches import rows_at_once
-from mpo.generation import SampledResponse, SamplingConfig, row_seed, sample
+from mpo.generation import SampledResponse, SamplingConfig, sample
 from mpo.logprobs import token_logprobs
 from mpo.policies import score_head
+from mpo.responses import ResponseBatch, even_parts, pad_responses, response_logits, response_logprobs
+from mpo.seeds import permutation
 
 
 @dataclass(frozen=True)
@@ -24,26 +24,6 @@ class Rollouts:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Episodes that go through a network together: prompts padded on the left, responses on the right.
-
-    rows: their numbers in the rollouts. input_ids, attention_mask, position_ids: (rows, prompt + response
-    columns). response_mask: (rows, response columns), True at real tokens of the response.
-    """
-
-    rows: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
-    response_mask: Tensor
-
-    @property
-    def response_ids(self) -> Tensor:
-        """(rows, response columns): the sampled tokens."""
-        return self.input_ids[:, -self.response_mask.shape[1] :]
 
 
 @dataclass(frozen=True)
@@ -60,16 +40,10 @@ class RolloutTokens:
 
 def episode_prompts(seed: int, prompts: int, start: int, count: int) -> list[int]:
     """Numbers of the prompts of episodes start … start + count: one random permutation after another."""
-    numbers = []
-    for episode in range(start, start + count):
-        passes, place = divmod(episode, prompts)
-        numbers.append(int(permutation(prompts, seed, passes)[place]))
-    return numbers
-
-
-def permutation(count: int, *seed: int) -> list[int]:
-    """A random order of 0 … count − 1 that depends on these seeds alone."""
-    return np.random.default_rng(row_seed(*seed)).permutation(count).tolist()
+    passes = range(start // prompts, (start + count - 1) // prompts + 1)
+    numbers = [number for one_pass in passes for number in permutation(prompts, seed, one_pass)]
+    skipped = start - passes.start * prompts
+    return numbers[skipped : skipped + count]
 
 
 def sample_rollouts(
@@ -85,7 +59,7 @@ def sample_rollouts(
 
 def form_micro_batches(
     rollouts: Rollouts, optimizer_steps: int, vocabulary: int, pad_id: int, device: torch.device
-) -> list[MicroBatch]:
+) -> list[ResponseBatch]:
     """The episodes in order, in as many even parts for each optimizer step as the memory bound asks for."""
     longest = max(
         len(p) + len(r.token_ids) for p, r in zip(rollouts.prompts, rollouts.responses, strict=True)
@@ -96,15 +70,8 @@ def form_micro_batches(
     return [_micro_batch(rollouts, rows, pad_id, device) for rows in even_parts(len(rollouts), parts)]
 
 
-def even_parts(count: int, parts: int) -> Iterator[range]:
-    """0 … count − 1 in consecutive ranges whose lengths differ by at most one; no range is empty."""
-    parts = min(parts, count)
-    edges = [count * part // parts for part in range(parts + 1)]
-    return (range(a, b) for a, b in pairwise(edges))
-
-
-def _micro_batch(rollouts: Rollouts, rows: range, pad_id: int, device: torch.device) -> MicroBatch:
-    return pad_episodes(
+def _micro_batch(rollouts: Rollouts, rows: range, pad_id: int, device: torch.device) -> ResponseBatch:
+    return pad_responses(
         [rollouts.prompts[row] for row in rows],
         [rollouts.responses[row].token_ids for row in rows],
         pad_id,
@@ -113,50 +80,7 @@ def _micro_batch(rollouts: Rollouts, rows: range, pad_id: int, device: torch.dev
     )
 
 
-def pad_episodes(
-    prompts: Sequence[list[int]],
-    responses: Sequence[list[int]],
-    pad_id: int,
-    device: torch.device,
-    rows: Tensor | None = None,
-) -> MicroBatch:
-    """Token ids as one micro-batch in which every response starts at the same column; no prompt is empty."""
-    before = max(len(p) for p in prompts)
-    width = before + max(len(r) for r in responses)
-    input_ids = torch.full((len(prompts), width), pad_id)
-    attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        real = slice(before - len(prompt), before + len(response))
-        input_ids[row, real] = torch.tensor(prompt + response)
-        attention_mask[row, real] = 1
-    return MicroBatch(
-        torch.arange(len(prompts)) if rows is None else rows,
-        input_ids.to(device),
-        attention_mask.to(device),
-        (attention_mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
-        attention_mask[:, before:].bool().to(device),
-    )
-
-
-def response_logits(model: PreTrainedModel, batch: MicroBatch, temperature: float = 1.0) -> Tensor:
-    """logits / temperature that predict each response token: (rows, tokens, vocabulary), fp32."""
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        # One more than the tokens: the first of them is predicted from the last token of the prompt.
-        logits_to_keep=batch.response_mask.shape[1] + 1,
-    ).logits[:, :-1]
-    return logits.float() / temperature
-
-
-def response_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
-    """Logprob of each response token, in nats: (rows, tokens); anything at padding."""
-    return token_logprobs(response_logits(model, batch, temperature), batch.response_ids)
-
-
-def response_values(critic: PreTrainedModel, batch: MicroBatch, offset: float) -> Tensor:
+def response_values(critic: PreTrainedModel, batch: ResponseBatch, offset: float) -> Tensor:
     """The critic's value before each response token, less the offset: (rows, tokens); anything at padding."""
     hidden = critic.base_model(
         input_ids=batch.input_ids,
@@ -181,7 +105,7 @@ class Networks:
 
 @torch.no_grad()
 def measure_tokens(
-    networks: Networks, batches: Sequence[MicroBatch], episodes: int, temperature: float
+    networks: Networks, batches: Sequence[ResponseBatch], episodes: int, temperature: float
 ) -> RolloutTokens:
     """Old logprobs, entropies, reference logprobs and values, from the micro-batches that the update uses.
 
@@ -194,7 +118,7 @@ def measure_tokens(
     names = ("logprobs", "entropies", "reference_logprobs", "sft_logprobs", "values")
     columns = {name: torch.zeros((episodes, longest), device=device) for name in names}
 
-    def keep(name: str, batch: MicroBatch, numbers: Tensor) -> None:
+    def keep(name: str, batch: ResponseBatch, numbers: Tensor) -> None:
         columns[name][batch.rows, : numbers.shape[1]] = numbers.masked_fill(~batch.response_mask, 0.0)
 
     for batch in batches:

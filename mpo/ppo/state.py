@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from mpo.checkpoints import load_state, save_state
 from mpo.config import PPOStage
 from mpo.generation import SamplingConfig
-from mpo.ppo.rollouts import Networks, even_parts
+from mpo.ppo.rollouts import Networks
+from mpo.responses import even_parts
 from mpo.tokenization import Terminators
 
 ADAM_EPSILON = 1e-5

@@ -1,8 +1,5 @@
 """The stage `ppo`: Proximal Policy Optimization against a reward model, on the difficult pairs' prompts."""
 
-import json
-from collections.abc import Sequence
-
 from transformers import PreTrainedModel
 
 from mpo.checkpoints import handed_over
@@ -12,8 +9,9 @@ from mpo.policies import load_policy, load_reward_model, save_model, to_training
 from mpo.ppo.iteration import iterate
 from mpo.ppo.rollouts import Networks
 from mpo.ppo.state import PPOTraining, episode_counts, new_optimizers, restore, save
-from mpo.records import Content, read_prompts
+from mpo.records import read_prompts
 from mpo.reporter import Reporter, StageTask
+from mpo.responses import distinct_prompts
 from mpo.reward_model.score import reward_offset
 from mpo.summaries import write_summary
 from mpo.tokenization import encode_prompt, load_tokenizer, terminators
@@ -50,7 +48,7 @@ def load_training(task: StageTask) -> PPOTraining:
     config, source = task.config, task.one("policy").path
     assert isinstance(config, PPOStage)
     tokenizer = load_tokenizer(source)
-    contents = distinct_prompts([row.prompt for row in read_prompts(task.one("prompts").path)])
+    contents = distinct_prompts(row.prompt for row in read_prompts(task.one("prompts").path))
     if not contents:
         raise EmptySplit("There is no prompt to train on: no pair is difficult.")
     critic = _ready(load_reward_model(task.one("reward_model").path))
@@ -79,11 +77,6 @@ def _ready(model: PreTrainedModel) -> PreTrainedModel:
 
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:
     return _ready(model).requires_grad_(False)
-
-
-def distinct_prompts(prompts: Sequence[Content]) -> list[Content]:
-    """Each prompt once, in the order of their first occurrences."""
-    return list({json.dumps(prompt): prompt for prompt in prompts}.values())
 
 
 def run(training: PPOTraining, task: StageTask, reporter: Reporter) -> None:

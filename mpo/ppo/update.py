@@ -9,8 +9,10 @@ from torch import Tensor
 
 from mpo.errors import TrainingDiverged
 from mpo.ppo.loss import OldTokens, ppo_loss
-from mpo.ppo.rollouts import MicroBatch, even_parts, permutation, response_logprobs, response_values
+from mpo.ppo.rollouts import response_values
 from mpo.ppo.state import UPDATE_ORDER, PPOTraining
+from mpo.responses import ResponseBatch, even_parts, response_logprobs
+from mpo.seeds import permutation
 
 
 @dataclass
@@ -38,7 +40,7 @@ class UpdateStatistics:
         }
 
 
-def update(training: PPOTraining, batches: Sequence[MicroBatch], old: OldTokens) -> UpdateStatistics:
+def update(training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens) -> UpdateStatistics:
     """Passes over the micro-batches in random orders, dealt evenly to the optimizer steps of a pass.
 
     old: (episodes, tokens). The rows of a micro-batch never change within an iteration, or the first ratios
@@ -55,7 +57,7 @@ def update(training: PPOTraining, batches: Sequence[MicroBatch], old: OldTokens)
 
 
 def _optimizer_step(
-    training: PPOTraining, batches: Sequence[MicroBatch], old: OldTokens, statistics: UpdateStatistics
+    training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens, statistics: UpdateStatistics
 ) -> None:
     tokens = torch.stack([batch.response_mask.sum() for batch in batches]).sum()
     for optimizer in training.optimizers.values():
@@ -79,7 +81,7 @@ def _optimizer_step(
 
 
 def _accumulate(
-    training: PPOTraining, batch: MicroBatch, old: OldTokens, tokens: Tensor, statistics: UpdateStatistics
+    training: PPOTraining, batch: ResponseBatch, old: OldTokens, tokens: Tensor, statistics: UpdateStatistics
 ) -> None:
     """Adds a micro-batch's share to the gradients of both networks."""
     config, networks = training.config, training.networks
@@ -98,7 +100,7 @@ def _accumulate(
     statistics.largest_ratio = max(statistics.largest_ratio, terms.largest_ratio.item())
 
 
-def _rows_of(old: OldTokens, batch: MicroBatch) -> OldTokens:
+def _rows_of(old: OldTokens, batch: ResponseBatch) -> OldTokens:
     here = (batch.rows, slice(0, batch.response_mask.shape[1]))
     return OldTokens(
         logprobs=old.logprobs[here],

@@ -3,7 +3,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from mpo.errors import UnusableModel
-from mpo.generation import SamplingConfig, choose, row_seed, sample
+from mpo.generation import SamplingConfig, choose, sample
+from mpo.seeds import row_seed
 
 VOCABULARY = 24
 PROMPTS = [[3], [5, 7, 9, 11, 2], [4, 4], [8, 1, 6]]

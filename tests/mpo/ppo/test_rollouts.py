@@ -1,4 +1,3 @@
-import pytest
 import torch
 from torch.testing import assert_close
 
@@ -9,11 +8,10 @@ from mpo.ppo.rollouts import (
     Rollouts,
     entropy,
     episode_prompts,
-    even_parts,
     form_micro_batches,
     measure_tokens,
-    response_logprobs,
 )
+from mpo.responses import response_logprobs
 from tests.mpo.tiny import PAD, tiny_llama
 
 VOCABULARY = 40
@@ -75,15 +73,6 @@ def test_every_episode_is_in_exactly_one_micro_batch() -> None:
     batches = form_micro_batches(some_rollouts(13), 4, 10**7, PAD, torch.device("cpu"))
     assert [row for batch in batches for row in batch.rows.tolist()] == list(range(13))
     assert len(batches) == 13  # a vocabulary this large leaves room for one row
-
-
-@pytest.mark.parametrize(
-    ("count", "parts", "lengths"), [(10, 4, [2, 3, 2, 3]), (2, 4, [1, 1]), (65, 2, [32, 33])]
-)
-def test_parts_are_even(count: int, parts: int, lengths: list[int]) -> None:
-    ranges = list(even_parts(count, parts))
-    assert [len(part) for part in ranges] == lengths
-    assert [i for part in ranges for i in part] == list(range(count))
 
 
 def test_prompts_cycle_by_permutations() -> None:

@@ -14,7 +14,7 @@ from mpo.policies import load_policy
 from mpo.ppo import iteration
 from mpo.ppo.rollouts import Networks
 from mpo.ppo.state import PPOTraining, episode_counts, new_optimizers
-from mpo.ppo.train import distinct_prompts, train_ppo
+from mpo.ppo.train import train_ppo
 from mpo.reporter import StageTask
 from mpo.tokenization import Terminators
 from tests.mpo.tiny import (
@@ -133,11 +133,6 @@ def test_episodes_are_spread_evenly_over_the_iterations() -> None:
     assert episode_counts(PPOStage(rollout_prompts=64), 10) == [10]
     assert episode_counts(PPOStage(rollout_prompts=8, episodes=20), 5) == [6, 7, 7]
     assert episode_counts(PPOStage(rollout_prompts=8, max_steps=17), 80) == [8, 8]
-
-
-def test_a_prompt_counts_once() -> None:
-    message = [{"role": "user", "content": "b"}]
-    assert distinct_prompts(["b", "a", message, "b", list(message)]) == ["b", "a", message]
 
 
 class TableModel(torch.nn.Module):

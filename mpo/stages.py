@@ -1,0 +1,56 @@
+"""Which function runs a stage. Each is imported where it is called: some stages never need torch."""
+
+from mpo.reporter import Reporter, StageTask
+
+
+def run_stage(task: StageTask, reporter: Reporter) -> None:
+    """Runs one stage to its end: its outputs and summary.json are in task.output afterwards.
+
+    Seeds and determinism are set for the whole process. Raises mpo.errors.*.
+    """
+    if task.config.slot == "gpu":
+        _fix_randomness(task.seed)
+    match task.config.kind:
+        case "hold_out":
+            from mpo.hold_out import hold_out_groups
+
+            hold_out_groups(task, reporter)
+        case "split":
+            from mpo.split import split_by_gap
+
+            split_by_gap(task, reporter)
+        case "sft":
+            from mpo.sft.train import train_sft
+
+            train_sft(task, reporter)
+        case "reward_model":
+            from mpo.reward_model.train import train_reward_model
+
+            train_reward_model(task, reporter)
+        case "score":
+            from mpo.reward_model.score import score_pairs
+
+            score_pairs(task, reporter)
+        case "dpo":
+            from mpo.dpo.train import train_dpo
+
+            train_dpo(task, reporter)
+        case "ppo":
+            from mpo.ppo.train import train_ppo
+
+            train_ppo(task, reporter)
+        case "evaluate":
+            from mpo.evaluation import evaluate
+
+            evaluate(task, reporter)
+
+
+def _fix_randomness(seed: int) -> None:
+    import torch
+    from transformers import set_seed
+
+    set_seed(seed)
+    # A warning, not an error: some kernels of a GPU have no deterministic form, and the stage must go on.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling memory that is written right after costs time and changes no result.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
