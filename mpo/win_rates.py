@@ -13,8 +13,8 @@ Floats = npt.NDArray[np.float64]
 FEWEST_PROMPTS = 10
 """Below this many prompts the length-controlled rate is not estimated."""
 
-RIDGE = 0.01
-"""Keeps the fit finite where length tells wins from losses without error."""
+RIDGE = 1.0
+"""Weight of the squared slope: keeps the fit finite where length tells wins from losses without error."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def length_controlled_rate(outcomes: Floats, longer: Floats) -> float | None:
         # Every pair differs by the same length (or by none): length explains nothing that can be taken off.
         return float(outcomes.mean()) if not longer.any() else None
     features = np.stack([np.ones_like(longer), np.tanh(longer / spread)], axis=1)
-    penalty = np.diag([0.0, RIDGE * len(outcomes)])
+    penalty = np.diag([0.0, RIDGE])
     weights = np.zeros(2)
     for _ in range(50):
         rates = 1 / (1 + np.exp(-features @ weights))
