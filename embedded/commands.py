@@ -65,6 +65,7 @@ def down(state: StateOption = Path(".state")) -> None:
 
 def demo(
     state: StateOption = Path(".demo"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end.")] = False,
 ) -> None:
     """Train a tiny model by MPO from start to end: upload, job, reward gaps, comparison."""
@@ -73,7 +74,7 @@ def demo(
     from embedded.errors import StackError
 
     try:
-        demonstration.run(state, keep=keep)
+        demonstration.run(state, port=port, keep=keep)
     except StackError as error:
         _fail(error)
 

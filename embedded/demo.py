@@ -1,7 +1,120 @@
-"""placeholder"""
+"""`mpo demo`: a first job from start to end, through the same client and service that anybody else uses."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic import JsonValue
 
-def run(state: Path, *, keep: bool) -> None:
-    raise NotImplementedError
+from embedded import demo_report as report
+from embedded import stack
+from embedded.errors import DemoFailed
+from embedded.state import StateFolder
+from embedded.wheels import package_folder
+from mpo_client.client import Client
+from mpo_client.comparisons import Comparison
+from mpo_client.errors import ClientError
+from mpo_client.jobs import Job
+
+JOB_SECONDS = 1800.0
+COMPARISON_SECONDS = 300.0
+COMPARED = ("sft", "dpo", "ppo")
+_SHOWN_PROMPTS = 3
+
+
+def run(folder: Path, *, port: int, keep: bool) -> None:
+    """Starts a stack, trains, compares, reports, stops the stack unless it is to be kept.
+
+    Raises StackError: the stack does not start, or the job does not succeed.
+    """
+    examples = _examples()
+    state = StateFolder.at(folder)
+    with _service(state, port=port, keep=keep) as url, Client(url, state.api_key()) as client:
+        try:
+            _train_and_compare(client, examples, state)
+        except ClientError as error:
+            raise DemoFailed(str(error)) from error
+        report.what_next(url, state, keep=keep)
+
+
+def _train_and_compare(client: Client, examples: Path, state: StateFolder) -> None:
+    dataset = client.datasets.upload(examples / "pairs.jsonl.gz", name="example pairs")
+    report.say(f"uploaded {examples / 'pairs.jsonl.gz'} as {dataset.id}")
+    dataset = client.datasets.wait(dataset.id)
+    if dataset.status != "ready":
+        why = dataset.error.message if dataset.error else dataset.status
+        raise DemoFailed(f"the example pairs were refused: {why}")
+    report.say(f"{dataset.rows} preference pairs are ready")
+
+    job = client.jobs.create(_spec(examples, dataset.id))
+    report.say(f"job {job.id} is queued: {' → '.join(stage.name for stage in job.stages)}")
+    job = client.jobs.wait(job.id, deadline_seconds=JOB_SECONDS, on_change=report.Progress().show)
+    if job.status != "succeeded":
+        raise DemoFailed(report.failure(job))
+
+    picture = state.root / "reward-gaps.png"
+    client.gaps.save_picture(job.id, picture)
+    report.gaps(client.gaps.get(job.id), picture)
+    report.stages(job)
+    report.say("comparing the models on prompts that none was trained on")
+    report.comparison(_compare(client, examples, job), _SHOWN_PROMPTS)
+
+
+def _compare(client: Client, examples: Path, job: Job) -> Comparison:
+    """Scored by the judge, which trained none of the models, where the job has one."""
+    prompts = [json.loads(line)["prompt"] for line in (examples / "prompts.jsonl").read_text().splitlines()]
+    begun = client.comparisons.create(
+        models=[job.models[stage] for stage in COMPARED],
+        prompts=prompts,
+        max_tokens=48,
+        seed=0,
+        reward_model=job.models.get("judge") or job.models["reward_model"],
+    )
+    comparison = client.comparisons.wait(begun.id, deadline_seconds=COMPARISON_SECONDS)
+    if comparison.status != "succeeded":
+        why = comparison.error.message if comparison.error else comparison.status
+        raise DemoFailed(f"comparison {comparison.id}: {why}")
+    return comparison
+
+
+def _examples() -> Path:
+    folder = package_folder("examples")
+    if folder is None or not (folder / "tiny").is_dir():
+        raise DemoFailed("the examples are not installed; make them with: make example-data")
+    return folder
+
+
+def _spec(examples: Path, dataset_id: str) -> dict[str, JsonValue]:
+    spec: dict[str, JsonValue] = json.loads((examples / "demo_job.json").read_text())
+    return {**spec, "dataset": dataset_id}
+
+
+@contextmanager
+def _service(state: StateFolder, *, port: int, keep: bool) -> Iterator[str]:
+    """The URL of a stack in the folder, started as `mpo up` starts it."""
+    log = state.log("up")
+    command = [sys.executable, "-m", "embedded", "up", "--state", str(state.root), "--port", str(port)]
+    report.say(f"starting the service in {state.root}")
+    with log.open("wb") as errors:
+        # A session of its own: Ctrl-C ends the demo, which then stops the service in good order.
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+    assert process.stdout is not None
+    with process.stdout:
+        line = process.stdout.readline().decode()
+    if not line.startswith("ready "):
+        process.wait()
+        raise DemoFailed(f"the service did not start:\n{log.read_text().strip()}")
+    url = line.removeprefix("ready ").strip()
+    report.say(f"it answers at {url}")
+    succeeded = False
+    try:
+        yield url
+        succeeded = True
+    finally:
+        if not (keep and succeeded):
+            report.say("stopping the service")
+            stack.down(state.root)
+            process.wait()

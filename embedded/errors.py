@@ -42,6 +42,10 @@ class NotReadyInTime(StackError):
         super().__init__(f"{name} was not ready within {seconds:g} s; the end of {log}:\n{last_lines}")
 
 
+class DemoFailed(StackError):
+    """The demonstration did not come to its end; the message says why."""
+
+
 class StillRunning(StackError):
     def __init__(self, pid: int, seconds: float) -> None:
         super().__init__(f"mpo up (process {pid}) was still running {seconds:g} s after it was told to stop")
