@@ -1,0 +1,150 @@
+"""A real Postgres and a real Valkey once a session; a fresh clone of the migrated database a test."""
+
+import itertools
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic import command
+from fastapi.testclient import TestClient
+from sqlalchemy.engine import make_url
+
+from core import database, doorbell, storage
+from core.api_keys import new_secret
+from core.bootstrap import ensure_admin_key
+from core.migrate import alembic_config
+from core.settings import settings
+from embedded import postgres, valkey
+
+START_SECONDS = 60
+TEMPLATE = "mpo_template"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Path]:
+    """The folder of the sockets on which both servers listen. Short: a socket's path may have 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="mpo-"))
+    data, log = folder / "data", folder / "log"
+    data.mkdir()
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        initdb = postgres.initdb_program(data, log, {}).command
+        subprocess.run((*initdb, "--no-sync"), check=True, cwd=_code(), capture_output=True)
+        # What a power cut could cost matters to no test.
+        server = (*postgres.server_program(data, folder, log, {}).command, "-c", "fsync=off")
+        for program in (server, valkey.server_program(folder, folder, log, {}).command):
+            with log.open("ab") as output:
+                running.append(subprocess.Popen(program, cwd=_code(), stdout=output, stderr=output))
+        _wait_for(lambda: postgres.is_ready(folder) and valkey.is_ready(folder), log)
+        yield folder
+    finally:
+        for process in running:
+            process.send_signal(2)
+        for process in running:
+            process.wait(START_SECONDS)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def redis_url(servers: Path) -> str:
+    """The session's Valkey; `settings_env` empties it before a test."""
+    return valkey.url(servers)
+
+
+@pytest.fixture(scope="session")
+def template_url(servers: Path) -> str:
+    """A migrated database that tests clone."""
+    _administer(servers, f"CREATE DATABASE {TEMPLATE}")
+    url = make_url(postgres.url(servers)).set(database=TEMPLATE).render_as_string(hide_password=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPO_DATABASE_URL", url)
+        patch.setenv("MPO_REDIS_URL", valkey.url(servers))
+        patch.setenv("MPO_STORE_URL", "memory://")
+        settings.cache_clear()
+        command.upgrade(alembic_config(), "head")
+        settings.cache_clear()
+    return url
+
+
+@pytest.fixture
+def database_url(servers: Path, template_url: str) -> Iterator[str]:
+    """A migrated, empty database of the test's own."""
+    name = f"mpo_test_{next(_numbers)}"
+    _administer(servers, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield make_url(template_url).set(database=name).render_as_string(hide_password=False)
+    _administer(servers, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """The folder of the test's artifact store."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def admin_key() -> str:
+    """The admin key's secret; `client` makes it known to the database."""
+    return new_secret()
+
+
+@pytest.fixture
+def settings_env(
+    database_url: str, redis_url: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.MonkeyPatch]:
+    """The environment of a deployment: this process, and those that it starts, use the test's servers."""
+    import redis
+
+    with redis.Redis.from_url(redis_url) as server:
+        server.flushall()
+    monkeypatch.setenv("MPO_DATABASE_URL", database_url)
+    monkeypatch.setenv("MPO_REDIS_URL", redis_url)
+    monkeypatch.setenv("MPO_STORE_URL", f"file://{store}")
+    monkeypatch.delenv("MPO_MODELS", raising=False)
+    _forget()
+    yield monkeypatch
+    _forget()
+
+
+@pytest.fixture
+def client(settings_env: pytest.MonkeyPatch, admin_key: str) -> Iterator[TestClient]:
+    """The application, called with the admin key."""
+    from app.main import create_app
+
+    with database.open_transaction() as tx:
+        ensure_admin_key(tx, admin_key)
+    headers = {"Authorization": f"Bearer {admin_key}"}
+    with TestClient(create_app(), headers=headers, raise_server_exceptions=False) as client:
+        yield client
+
+
+def _forget() -> None:
+    """Make the next use of settings, database, store and doorbell read the environment anew."""
+    database.dispose()
+    settings.cache_clear()
+    storage.storage.cache_clear()
+    doorbell._sender.cache_clear()
+
+
+def _code() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+def _administer(sockets: Path, statement: str) -> None:
+    host = str(postgres.socket_folder(sockets))
+    with psycopg.connect(host=host, user="postgres", dbname="postgres", autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def _wait_for(ready: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not ready():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
