@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 
 from app import documentation, problems
 from app.artifacts import routes as artifacts
+from app.datasets import routes as datasets
 from app.jobs import routes as jobs
 from app.middleware import RequestFrame
 from app.runs import routes as runs
@@ -16,7 +17,12 @@ from core.database import dispose
 from core.settings import settings
 
 # One line a noun.
-ROUTERS: list[APIRouter] = [jobs.router, runs.router, artifacts.router]
+ROUTERS: list[APIRouter] = [
+    datasets.router,
+    jobs.router,
+    runs.router,
+    artifacts.router,
+]
 
 
 @asynccontextmanager

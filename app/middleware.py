@@ -11,10 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.problems import problem_response, translate
 from core.errors import ServiceError
 from core.ids import new_id
+from core.settings import settings
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MAX_BODY_BYTES = 16 << 20
-UPLOADS = "/v1/datasets"
+UPLOAD_PATHS = re.compile(r"/v1/datasets(/[^/]+/content)?")
+MULTIPART_EXTRA_BYTES = 1 << 20
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -72,17 +74,23 @@ def _request_id(scope: Scope) -> str:
 
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:
-    """Uploads have a bound of their own; every other body is read into memory, so it must be small."""
-    if scope["path"].startswith(UPLOADS):
-        return receive
-    left = MAX_BODY_BYTES
+    """Uploads are streamed to a file; every other body is read into memory, so it must be small."""
+    bound = left = MAX_BODY_BYTES
+    if _is_upload(scope):
+        bound = left = settings().max_upload_bytes + MULTIPART_EXTRA_BYTES
 
     async def receive_bounded() -> Message:
         nonlocal left
         message = await receive()
         left -= len(message.get("body", b""))
         if left < 0:
-            raise BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes", max_bytes=MAX_BODY_BYTES)
+            raise BodyTooLarge(f"The body is larger than {bound} bytes", max_bytes=bound)
         return message
 
     return receive_bounded
+
+
+def _is_upload(scope: Scope) -> bool:
+    found = UPLOAD_PATHS.fullmatch(scope["path"])
+    is_form = Headers(scope=scope).get("content-type", "").lower().startswith("multipart/form-data")
+    return found is not None and (found.group(1) is not None or is_form)

@@ -151,7 +151,7 @@ def install(app: FastAPI) -> None:
 
     async def on_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        errors = field_errors(error.errors(), request.scope.get("route"))
+        errors = field_errors(error, request.scope.get("route"))
         detail = "; ".join(f"{e.param or e.loc[0]}: {e.message}" for e in errors[:3])
         return problem_response(request.scope, Unprocessable(detail), errors)
 

@@ -1,9 +1,10 @@
 """What pydantic refuses -> field and what would be accepted there, never the input itself."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 
 WHERE = ("body", "query", "path", "header", "cookie")
 
@@ -22,11 +23,31 @@ class FieldError(BaseModel):
         return text.removeprefix(".") or None
 
 
-def field_errors(errors: Sequence[Any], route: object) -> list[FieldError]:
+class BodyRefused(RequestValidationError):
+    """A body that a route has read by itself."""
+
+    def __init__(self, errors: Sequence[Any], model: type[BaseModel]) -> None:
+        super().__init__(errors)
+        self.model = model
+
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+def parse_body(model: type[Parsed], body: bytes | Mapping[str, object]) -> Parsed:
+    """The body of a route that chooses by media type how to read it; raises BodyRefused."""
+    try:
+        return model.model_validate_json(body) if isinstance(body, bytes) else model.model_validate(body)
+    except ValidationError as error:
+        errors = [{**e, "loc": ("body", *e["loc"])} for e in error.errors(include_input=False)]
+        raise BodyRefused(errors, model) from error
+
+
+def field_errors(error: RequestValidationError, route: object) -> list[FieldError]:
     """Each refused field. route: the matched one; its body's model tells which fields there are."""
     body = getattr(getattr(route, "body_field", None), "field_info", None)
-    model = getattr(body, "annotation", None)
-    return [FieldError(loc=list(error["loc"]), message=_message(error, model)) for error in errors]
+    model = error.model if isinstance(error, BodyRefused) else getattr(body, "annotation", None)
+    return [FieldError(loc=list(e["loc"]), message=_message(e, model)) for e in error.errors()]
 
 
 def _message(error: Mapping[str, Any], model: object) -> str:

@@ -1,0 +1,206 @@
+"""Datasets over HTTP."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from app.authentication import Caller
+from app.datasets import rows, service, uploads
+from app.datasets.schemas import DatasetCreate, DatasetRow, DatasetView, ReportView
+from app.dependencies import ReadCaller, SessionDep, StorageDep, WriteCaller
+from app.pagination import Page, PageDep, RowPageDep, list_page
+from app.problems import responses
+from app.streams import PollDep, Snapshot, versions_of
+from app.validation import parse_body
+from app.wire import Deleted
+from core.database import open_session, open_transaction
+from core.errors import ServiceError, Unprocessable
+from core.states import DatasetState
+from core.storage import Storage, StoredFile
+from core.tables import Dataset
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+ENDED = (DatasetState.READY, DatasetState.INVALID)
+_FORM = DatasetCreate.model_json_schema()
+_FORM = {
+    **_FORM,
+    "properties": {"file": {"type": "string", "format": "binary"}, **_FORM["properties"]},
+    "required": ["file"],
+}
+CREATE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": DatasetCreate.model_json_schema()},
+            "multipart/form-data": {"schema": _FORM},
+        },
+    }
+}
+CONTENT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=DatasetView,
+    openapi_extra=CREATE_BODY,
+    responses={202: {"model": DatasetView, "description": "Made with its content"}},
+)
+async def create_dataset(request: Request, caller: WriteCaller, storage: StorageDep) -> Response:
+    """Make a dataset: from JSON one that awaits its content (201), or as a form one with its file (202)."""
+    if uploads.media_type_of(request.headers.get("content-type")) == "multipart/form-data":
+        return await _create_from_form(request, caller, storage)
+    body = parse_body(DatasetCreate, await request.body())
+
+    def create() -> DatasetView:
+        with open_transaction() as tx:
+            return DatasetView.model_validate(service.create_dataset(tx, caller.owner, body))
+
+    return _answer(await run_in_threadpool(create), 201)
+
+
+async def _create_from_form(request: Request, caller: Caller, storage: Storage) -> Response:
+    async with request.form(max_files=1, max_fields=10) as form:
+        fields = dict(form)
+        file = fields.pop("file", None)
+        if not isinstance(file, UploadFile):
+            raise Unprocessable("The form needs the part `file`, a file", loc=("body", "file"))
+        fields.setdefault("name", file.filename or "")
+        body = parse_body(DatasetCreate, fields)
+        stored = await uploads.store_upload(storage, uploads.file_chunks(file))
+        media_type = uploads.media_type_of(file.content_type)
+
+    def create() -> DatasetView:
+        with open_transaction() as tx:
+            dataset = service.create_dataset(tx, caller.owner, body)
+            dataset, _ = service.accept_content(tx, caller.owner, dataset.id, stored, media_type)
+            return DatasetView.model_validate(dataset)
+
+    return _answer(await run_in_threadpool(create), 202)
+
+
+@router.put(
+    "/{dataset_id}/content",
+    status_code=202,
+    response_model=DatasetView,
+    openapi_extra=CONTENT_BODY,
+    responses={200: {"model": DatasetView, "description": "It has this content"}, **responses(404, 409)},
+)
+async def put_content(
+    dataset_id: str,
+    request: Request,
+    caller: WriteCaller,
+    storage: StorageDep,
+    content_digest: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Upload the content: JSON Lines, JSON, CSV or Parquet, each also gzip; the same content again is 200."""
+    expected = uploads.expected_digest(content_digest)
+    await run_in_threadpool(_check_exists, caller.owner, dataset_id)
+    stored = await uploads.store_upload(storage, uploads.body_chunks(request), expected)
+    media_type = uploads.media_type_of(request.headers.get("content-type"))
+    view, is_new = await run_in_threadpool(_accept, caller.owner, dataset_id, storage, stored, media_type)
+    return _answer(view, 202 if is_new else 200)
+
+
+def _check_exists(owner: str, dataset_id: str) -> None:
+    with open_session() as session:
+        service.get_dataset(session, owner, dataset_id)
+
+
+def _accept(
+    owner: str, dataset_id: str, storage: Storage, stored: StoredFile, media_type: str | None
+) -> tuple[DatasetView, bool]:
+    try:
+        with open_transaction() as tx:
+            dataset, is_new = service.accept_content(tx, owner, dataset_id, stored, media_type)
+            view = DatasetView.model_validate(dataset)
+    except ServiceError:
+        # Not on other errors: a commit whose answer was lost may have named these bytes.
+        storage.delete(stored.name)
+        raise
+    if not is_new:
+        storage.delete(stored.name)
+    return view, is_new
+
+
+@router.get("")
+def list_datasets(caller: ReadCaller, session: SessionDep, page: PageDep) -> Page[DatasetView]:
+    """Datasets, newest first."""
+    statement = select(Dataset).where(Dataset.owner == caller.owner, Dataset.deleted_at.is_(None))
+    return list_page(session, statement, Dataset.id, page, DatasetView.model_validate)
+
+
+@router.get("/{dataset_id}", response_model=DatasetView, responses=responses(404))
+async def read_dataset(dataset_id: str, caller: ReadCaller, poll: PollDep) -> Response:
+    """One dataset. `wait` holds the answer until it changes; a ready or invalid one answers at once."""
+
+    def read(session: Session) -> Snapshot:
+        dataset = service.get_dataset(session, caller.owner, dataset_id)
+        return Snapshot(DatasetView.model_validate(dataset), versions_of(dataset), dataset.status in ENDED)
+
+    return await poll.answer(read)
+
+
+@router.delete("/{dataset_id}", responses=responses(404, 409))
+def delete_dataset(dataset_id: str, caller: WriteCaller, storage: StorageDep) -> Deleted:
+    """Delete a dataset, unless a job that has not finished uses it."""
+    with open_transaction() as tx:
+        location = service.delete_dataset(tx, caller.owner, dataset_id)
+    if location is not None:
+        storage.delete(location)
+    return Deleted(id=dataset_id, object="dataset")
+
+
+@router.get("/{dataset_id}/rows", responses=responses(404, 409))
+def list_rows(dataset_id: str, caller: ReadCaller, storage: StorageDep, page: RowPageDep) -> Page[DatasetRow]:
+    """The canonical rows, in the file's order."""
+    with open_session() as session:
+        dataset = service.get_dataset(session, caller.owner, dataset_id)
+    with TemporaryDirectory() as scratch:
+        return rows.rows_page(_rows_file(dataset, storage, Path(scratch)), dataset.kind, page)
+
+
+@router.get("/{dataset_id}/report", responses=responses(404, 409))
+def read_report(
+    dataset_id: str,
+    caller: ReadCaller,
+    storage: StorageDep,
+    against: Annotated[str | None, Query(description="Another dataset: how many prompts both hold.")] = None,
+) -> ReportView:
+    """What validation found, of an invalid dataset too."""
+    with open_session() as session:
+        dataset = service.get_dataset(session, caller.owner, dataset_id)
+        other = service.get_dataset(session, caller.owner, against) if against else None
+    if dataset.report is None:
+        raise service.NotValidated(f"The dataset is {dataset.status}")
+    report = ReportView.model_validate({**dataset.report, "dataset": dataset.id})
+    if other is None:
+        return report
+    if "text" in (dataset.kind, other.kind):
+        raise Unprocessable("Both datasets should hold prompts", loc=("query", "against"))
+    with TemporaryDirectory() as scratch:
+        files = [_rows_file(d, storage, Path(scratch) / d.id) for d in (dataset, other)]
+        return report.model_copy(update={"shared_prompts": rows.shared_prompts(*files)})
+
+
+def _rows_file(dataset: Dataset, storage: Storage, scratch: Path) -> Path:
+    if dataset.rows_location is None:
+        raise service.NotValidated(f"The dataset is {dataset.status}: it has no rows")
+    return storage.fetch(dataset.rows_location, scratch)
+
+
+def _answer(view: DatasetView, status: int) -> Response:
+    headers = {"Location": f"/v1/datasets/{view.id}"}
+    return Response(view.model_dump_json(), status, headers, media_type="application/json")
