@@ -11,6 +11,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from mpo.errors import UnusableModel
+from mpo.seeds import row_seed
+
+__all__ = ["OnToken", "SampledResponse", "SamplingConfig", "choose", "never_stop", "row_seed", "sample"]
 
 BATCH_ROWS = 64
 """Sequences that are decoded together."""
