@@ -41,6 +41,18 @@ class TooFewPrompts(MPOError):
     code = "too_few_prompts"
 
 
+class InvalidScores(MPOError):
+    """The scores do not fit the pairs, or are no numbers."""
+
+    code = "invalid_scores"
+
+
+class InvalidRange(MPOError):
+    """A range whose lower end is not below its upper end."""
+
+    code = "invalid_range"
+
+
 class EmptySplit(MPOError):
     """The threshold leaves a part of the split empty that training needs."""
 
