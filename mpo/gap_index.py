@@ -69,11 +69,12 @@ def fit_temperature(gaps: Floats) -> float:
     al. 2017, arXiv 1706.04599).
     """
     low, high = -np.log(HIGHEST_TEMPERATURE), -np.log(LOWEST_TEMPERATURE)
-    # In a = 1/T the log-likelihood is concave: its slope Σ g σ(-a g) has one sign change at most.
+    # In a = 1/T the log-likelihood is concave: its slope Σ g σ(-a g) changes its sign once at most. It rounds
+    # to 0 only where no gap is below 0: then the steepest sigmoid is the likeliest.
     while high - low > 1e-10:
         middle = (low + high) / 2
         slope = float((gaps * (1 - np.tanh(gaps * np.exp(middle) / 2))).sum())
-        low, high = (middle, high) if slope > 0 else (low, middle)
+        low, high = (middle, high) if slope >= 0 else (low, middle)
     return float(np.exp(-(low + high) / 2))
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import heapq
-import json
 import re
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -15,6 +14,7 @@ from mpo.config import HoldOutStage
 from mpo.errors import TooFewPrompts
 from mpo.records import GROUP_FIELD, Content, load_content, parquet_writer, stream_batches
 from mpo.reporter import Reporter, StageTask
+from mpo.summaries import write_summary
 
 OVERSHOOT = 1.5
 """A group that would bring the held-out pairs above this multiple of their target is passed over."""
@@ -132,7 +132,7 @@ def hold_out_groups(task: StageTask, reporter: Reporter) -> None:
         "eval_groups": len(evaluation),
         "shared_groups": shared,
     }
-    (task.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_summary(task.output, summary)
     reporter.progress(1, 1, {"train": train_pairs, "eval": eval_pairs})
 
 

@@ -3,7 +3,6 @@
 Gou and Nguyen, arXiv 2403.19443; `mpo.gap_cuts` decides which pair goes where.
 """
 
-import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from mpo.gap_cuts import TARGETS, WHY, Cut, SplitPreview, cut_gaps, preview_spli
 from mpo.gap_index import Floats, GapIndex, Integers, Part, Scores, SortedGaps, fit_temperature, read_scores
 from mpo.records import GAP_FIELD, parquet_writer, stream_batches
 from mpo.reporter import Reporter, StageTask
+from mpo.summaries import write_summary
 
 __all__ = ["SPLIT_SCHEMA", "match_scores", "preview_split", "split_by_gap"]
 
@@ -94,7 +94,7 @@ def split_by_gap(task: StageTask, reporter: Reporter) -> None:
         "prompts_in_easy_and_difficult": shared_prompts,
         "parts": {part: asdict(getattr(preview, part)) for part in TARGETS},
     }
-    (task.output / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_summary(task.output, summary)
     reporter.progress(1, 1, {"threshold": threshold} | counts)
 
 
