@@ -106,13 +106,18 @@ def _run_stage(task: ChildTask, reporter: PipeReporter) -> None:
 def _validate(task: ChildTask, reporter: PipeReporter) -> None:
     from mpo.dataset_files import validate_file
 
+    def on_progress(read: int, size: int) -> None:
+        if reporter.should_stop():
+            raise StageInterrupted
+        reporter.progress(read, size, {})
+
     report = validate_file(
         task.inputs["content"][0].path,
         task.output / "rows.parquet",
         kind=task.config["kind"],
         media_type=task.config.get("media_type"),
         max_bad_rows=task.config["max_bad_rows"],
-        on_progress=lambda done, total: reporter.progress(done, total, {}),
+        on_progress=on_progress,
     )
     _write_summary(task, report.to_json())
 
