@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -18,7 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from mpo.errors import UnusableModel
-from mpo.tokenization import terminators
+from mpo.tokenization import load_tokenizer, terminators
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -100,6 +101,7 @@ def save_model(model: PreTrainedModel, source_folder: Path, target: Path) -> Non
     """Writes a folder that from_pretrained loads: safetensors, config.json, tokenizer, generation settings.
 
     The latter two are source_folder's, byte for byte: whatever a trainer did to them in memory is not kept.
+    Only a reward model's tokenizer may be given another padding token, the one that its head looks for.
     """
     with _quiet():
         model.save_pretrained(target)
@@ -109,6 +111,16 @@ def save_model(model: PreTrainedModel, source_folder: Path, target: Path) -> Non
     (target / GENERATION_CONFIG).unlink(missing_ok=True)
     if (source_folder / GENERATION_CONFIG).is_file() and model.can_generate():
         shutil.copyfile(source_folder / GENERATION_CONFIG, target / GENERATION_CONFIG)
+    if is_reward_model(model.config):
+        _pad_with(model.config.get_text_config().pad_token_id, target)
+
+
+def _pad_with(pad_id: int, folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    # Named as padding, an ordinary token would no longer be read as text.
+    if pad_id != tokenizer.pad_token_id and pad_id in tokenizer.added_tokens_decoder:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
+        tokenizer.save_pretrained(folder)
 
 
 def _config(folder: Path) -> PreTrainedConfig:
@@ -129,16 +141,20 @@ def _config(folder: Path) -> PreTrainedConfig:
 def _load(auto_class: Any, folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
     try:
         with _quiet():
-            model = auto_class.from_pretrained(
+            model, info = auto_class.from_pretrained(
                 folder,
+                output_loading_info=True,
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnusableModel(f"the model cannot be loaded: {error}", model=folder.name) from error
+    if info["missing_keys"]:  # transformers would go on with random ones
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UnusableModel(f"the files lack weights of the model: {names}", model=folder.name)
     return _without_dropout(model)
 
 
