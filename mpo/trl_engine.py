@@ -1,8 +1,10 @@
 """TRL's trainers behind our stages: our token ids and row order in, our reports and checkpoints out."""
 
+import copy
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import Sampler
 from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -23,6 +27,7 @@ from mpo.checkpoints import sync_tree
 from mpo.config import TrainingConfig
 from mpo.errors import StageInterrupted, TrainingDiverged
 from mpo.reporter import Reporter, StageTask
+from mpo.tokenization import load_tokenizer
 
 MICRO_BATCH_ROWS = 32
 """Rows of one forward pass at most; a larger batch is accumulated over several."""
@@ -32,7 +37,7 @@ RECOMPUTE = (
     if hasattr(TrainingArguments, "activation_checkpointing")
     else "gradient_checkpointing"
 )
-"""transformers' name of the switch that trades compute for memory: both the old and the new one are in range."""
+"""transformers' switch that trades compute for memory: both its names occur in the versions we allow."""
 
 METRIC_NAMES: Mapping[str, str] = {
     "loss": "loss",
@@ -102,14 +107,6 @@ class ReporterCallback(TrainerCallback):
     def __init__(self, reporter: Reporter) -> None:
         self.reporter, self.stopping = reporter, False
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Asks for a checkpoint where one is due. The last step needs none: the stage is about to end."""
-        if state.global_step < state.max_steps:
-            self.stopping = self.reporter.should_stop()
-            control.should_save = self.stopping or self.reporter.checkpoint_due()
-
     def on_log(
         self,
         args: TrainingArguments,
@@ -117,7 +114,10 @@ class ReporterCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Reports a step; raises TrainingDiverged where its loss or gradient is not finite."""
+        """Reports a step, and asks for a checkpoint where one is due; the last step needs none.
+
+        Raises TrainingDiverged where the loss or the gradient is not finite.
+        """
         logs: Mapping[str, float] = kwargs["logs"]
         if "loss" not in logs:
             return
@@ -128,6 +128,9 @@ class ReporterCallback(TrainerCallback):
         # Every checkpoint holds the history: only its ends are needed.
         state.log_history = [*state.log_history[:1], *state.log_history[1:][-1:]]
         self.reporter.progress(state.global_step, state.max_steps, metrics)
+        if state.global_step < state.max_steps:
+            self.stopping = self.reporter.should_stop()
+            control.should_save = self.stopping or self.reporter.checkpoint_due()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -180,6 +183,23 @@ def engine_config(kind: Callable[..., C], task: StageTask, rows: int, **loss: ob
         disable_tqdm=True,
         **loss,
     )
+
+
+def padding_tokenizer(folder: Path, pad_id: int) -> PreTrainedTokenizerBase:
+    """A tokenizer for a trainer to take the padding id from; nothing else of it is used."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
+    return tokenizer
+
+
+@contextmanager
+def settings_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Undoes what a trainer sets in the model's configuration: padding id, no cache."""
+    before = copy.deepcopy(vars(model.config))
+    try:
+        yield
+    finally:
+        vars(model.config).update(before)
 
 
 def scratch_folder(task: StageTask) -> Path:

@@ -11,7 +11,7 @@ from mpo.config import DPOStage
 from mpo.dpo.loss import PairLogprobs
 from mpo.reporter import Reporter, StageTask
 from mpo.tokenization import EncodedPair
-from mpo.trl_engine import QuietTrainer, TrainingOutcome, engine_config, run_trainer
+from mpo.trl_engine import QuietTrainer, TrainingOutcome, engine_config, run_trainer, settings_kept
 
 
 class PairDPOTrainer(QuietTrainer, DPOTrainer):
@@ -64,6 +64,7 @@ def fit_policy(
     reporter: Reporter,
 ) -> TrainingOutcome:
     """Trains the policy in place on pairs. Raises TrainingDiverged, StageInterrupted."""
-    trainer = dpo_trainer(policy, pairs, reference, tokenizer, task)
     lengths = [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
-    return run_trainer(trainer, lengths, task, reporter)
+    with settings_kept(policy):
+        trainer = dpo_trainer(policy, pairs, reference, tokenizer, task)
+        return run_trainer(trainer, lengths, task, reporter)

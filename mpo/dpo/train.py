@@ -9,6 +9,7 @@ from mpo.records import read_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.summaries import write_summary
 from mpo.tokenization import encode_pairs, load_tokenizer, terminators
+from mpo.trl_engine import padding_tokenizer
 
 
 def train_dpo(task: StageTask, reporter: Reporter) -> None:
@@ -30,15 +31,11 @@ def train_dpo(task: StageTask, reporter: Reporter) -> None:
     if not pairs:
         raise EmptySplit("There are no easy pairs to train on.")
     pad_id = terminators(source, tokenizer).pad_id
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     reference = to_training_device(load_policy(task.one("reference").path)).eval()
     reference_logprobs = pair_logprobs(reference, pairs, pad_id)
     del reference
     policy = load_policy(source)
-    text_config = policy.config.get_text_config()
-    own_pad_id = text_config.pad_token_id
-    outcome = fit_policy(policy, pairs, reference_logprobs, tokenizer, task, reporter)
-    text_config.pad_token_id = own_pad_id  # the trainer sets it to the one that our batches are filled with
+    outcome = fit_policy(policy, pairs, reference_logprobs, padding_tokenizer(source, pad_id), task, reporter)
     save_model(policy, source, task.output / "model")
     write_summary(
         task.output,

@@ -14,7 +14,7 @@ from mpo.batches import PaddedBatch
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.score import end_scores
 from mpo.tokenization import EncodedPair
-from mpo.trl_engine import QuietTrainer, TrainingOutcome, engine_config, run_trainer
+from mpo.trl_engine import QuietTrainer, TrainingOutcome, engine_config, run_trainer, settings_kept
 
 
 class _EndReader:
@@ -68,4 +68,5 @@ def fit_reward_model(
 ) -> TrainingOutcome:
     """Trains the model in place on pairs. Raises TrainingDiverged, StageInterrupted."""
     lengths = [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
-    return run_trainer(reward_trainer(model, pairs, tokenizer, task), lengths, task, reporter)
+    with settings_kept(model):
+        return run_trainer(reward_trainer(model, pairs, tokenizer, task), lengths, task, reporter)

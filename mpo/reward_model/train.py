@@ -15,6 +15,7 @@ from mpo.reward_model.report import ScoredPairs, accuracy_report, calibration_re
 from mpo.reward_model.score import score_encoded, set_reward_offset
 from mpo.summaries import write_summary
 from mpo.tokenization import EncodedPair, EncodingCounts, encode_pairs, load_tokenizer
+from mpo.trl_engine import padding_tokenizer
 
 
 def train_reward_model(task: StageTask, reporter: Reporter) -> None:
@@ -29,8 +30,8 @@ def train_reward_model(task: StageTask, reporter: Reporter) -> None:
     tokenizer = load_tokenizer(backbone)
     pairs, counts = _encoded(training_pairs(task.one("data").path, config), tokenizer, config)
     model = new_reward_model(backbone, task.seed)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.get_text_config().pad_token_id)
-    outcome = fit_reward_model(model, pairs, tokenizer, task, reporter)
+    padding = padding_tokenizer(backbone, model.config.get_text_config().pad_token_id)
+    outcome = fit_reward_model(model, pairs, padding, task, reporter)
     to_training_device(model).eval()
     offset = set_reward_offset(model, score_encoded(model, pairs).mean().item())
     save_model(model, backbone, task.output / "model")
