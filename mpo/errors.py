@@ -88,3 +88,15 @@ class StageInterrupted(MPOError):
 
     code = "interrupted"
     retryable = True
+
+
+class InvalidSpec(MPOError):
+    """What a run is asked to do cannot be done as it is written."""
+
+    code = "invalid_spec"
+
+
+class StageFailed(MPOError):
+    """A stage of a run in one process has failed; the facts name it."""
+
+    code = "stage_failed"

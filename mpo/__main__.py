@@ -1,0 +1,89 @@
+"""The library's command: `python -m mpo run SPEC --pairs FILE --model DIR --out DIR`."""
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpo.errors import InvalidSpec, StageFailed, StageInterrupted
+
+DONE, FAILED, INVALID, PAUSED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    command = argparse.ArgumentParser(prog="python -m mpo", description="Mixed Preference Optimization.")
+    run = command.add_subparsers(dest="command", required=True).add_parser(
+        "run",
+        help="run a whole plan in one process; run it again on the same folder to resume",
+        epilog="Exit status: 0 done, 1 a stage failed, 2 bad arguments or spec, 3 paused, 130 interrupted.",
+    )
+    run.add_argument("spec", type=Path, help="the native spec of a job, YAML or JSON")
+    run.add_argument("--pairs", type=Path, required=True, help="preference pairs, JSON Lines, plain or gzip")
+    run.add_argument("--eval-pairs", type=Path, help="pairs to evaluate on, for a spec with eval_dataset")
+    run.add_argument("--model", type=Path, required=True, help="folder of the model to start from")
+    run.add_argument("--out", type=Path, required=True, help="folder for results; made if need be")
+    run.add_argument("--max-bad-rows", type=int, default=0, help="rows of --pairs that may be unusable")
+    run.add_argument("--accept-weak", action="store_true", help="go on though the reward model is weak")
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    given = parser().parse_args(arguments)
+    try:
+        pause = _run(given)
+    except InvalidSpec as error:
+        return _complain(error.detail, INVALID)
+    except StageFailed as error:
+        return _complain(error.detail, FAILED)
+    except StageInterrupted:
+        return _complain("interrupted; run the same command again to go on", INTERRUPTED)
+    return DONE if pause is None else _complain(pause, PAUSED)
+
+
+def _run(given: argparse.Namespace) -> str | None:
+    for option in ("spec", "pairs", "eval_pairs"):
+        path = getattr(given, option)
+        if path is not None and not path.is_file():
+            raise InvalidSpec(f"{option}: there is no file {path}", field=option)
+    if given.out.exists() and not given.out.is_dir():
+        raise InvalidSpec(f"out: {given.out} is no folder", field="out")
+    # Late: the training stack takes seconds to import, which a misspelt argument should not.
+    from mpo.pipeline import RunRequest, read_spec, run_plan
+
+    request = RunRequest(
+        read_spec(given.spec),
+        given.pairs,
+        given.model,
+        given.out,
+        given.eval_pairs,
+        given.max_bad_rows,
+        given.accept_weak,
+        _stop_on_signals(),
+    )
+    return run_plan(request)
+
+
+def _stop_on_signals() -> threading.Event:
+    """Set by the first Ctrl-C or SIGTERM; the second one ends the process as usual."""
+    stop = threading.Event()
+
+    def ask(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return stop
+
+
+def _complain(text: str, status: int) -> int:
+    print(f"mpo: {text}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

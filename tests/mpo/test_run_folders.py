@@ -1,0 +1,110 @@
+import io
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from mpo.run_folders import FolderReporter, StageFolder, clock, folder_digest
+
+
+def checkpoint_of(folder: Path, text: str) -> Path:
+    folder.mkdir()
+    (folder / "state.pt").write_text(text)
+    return folder
+
+
+def steps_of(folder: StageFolder) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_stage_is_done_for_its_key_alone(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "dpo", "k1")
+    assert folder.open() is None
+    assert not folder.is_done()
+    (folder.path / "summary.json").write_text("{}")
+    folder.finish()
+    assert folder.is_done()
+    assert not StageFolder(tmp_path / "dpo", "k2").is_done()
+
+
+def test_an_attempt_goes_on_from_the_newest_checkpoint_of_the_same_key(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "dpo", "k1")
+    folder.open()
+    for step in (1, 2, 3, 4):
+        folder.append_metrics(step, {"loss": 1.0 / step})
+        if step in (1, 3):
+            folder.keep_checkpoint(checkpoint_of(tmp_path / f"checkpoint-{step}", str(step)), step)
+    (folder.path / "half-written").write_text("")
+    resume = folder.open()
+    assert resume is not None
+    assert (resume / "state.pt").read_text() == "3"
+    assert [path.name for path in resume.parent.iterdir()] == ["3"]
+    assert not (folder.path / "half-written").exists()
+    assert steps_of(folder) == [1, 2, 3]  # the fourth step is taken again
+    assert StageFolder(tmp_path / "dpo", "k2").open() is None
+    assert not (folder.path / "metrics.jsonl").exists()
+
+
+def test_a_done_stage_of_another_key_is_emptied(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "dpo", "k1")
+    folder.open()
+    (folder.path / "model").mkdir()
+    folder.finish()
+    other = StageFolder(tmp_path / "dpo", "k2")
+    assert other.open() is None
+    assert [path.name for path in other.path.iterdir()] == ["started"]
+    assert not folder.is_done()
+
+
+def test_metrics_survive_numbers_that_are_not_finite_and_a_line_cut_off(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "dpo", "k1")
+    folder.open()
+    folder.append_metrics(1, {"loss": float("nan")})
+    assert json.loads((folder.path / "metrics.jsonl").read_text()) == {"step": 1, "loss": None}
+    folder.keep_checkpoint(checkpoint_of(tmp_path / "checkpoint-1", ""), 1)
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "lo')
+    folder.open()
+    assert steps_of(folder) == [1]
+
+
+def test_the_reporter_prints_progress_with_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("mpo.run_folders.time.monotonic", lambda: now[0])
+    folder = StageFolder(tmp_path / "dpo", "k1")
+    folder.open()
+    out, stop = io.StringIO(), threading.Event()
+    reporter = FolderReporter(folder, "dpo", 30.0, stop, out)
+    for step in (1, 2, 3, 4):
+        now[0] += 20
+        reporter.progress(step, 4, {"loss": 0.5})
+    lines = out.getvalue().splitlines()
+    assert lines == [
+        "dpo  1/4  loss 0.5",
+        "dpo  2/4  loss 0.5  ETA 0:00:40",
+        "dpo  3/4  loss 0.5  ETA 0:00:20",
+        "dpo  4/4  loss 0.5",
+    ]
+    assert steps_of(folder) == [1, 2, 3, 4]
+    assert reporter.checkpoint_due()
+    reporter.checkpoint(checkpoint_of(tmp_path / "checkpoint-4", ""), 4)
+    assert not reporter.checkpoint_due()
+    assert not reporter.should_stop()
+    stop.set()
+    assert reporter.should_stop()
+
+
+def test_clock_shows_hours() -> None:
+    assert (clock(59.6), clock(3723)) == ("0:01:00", "1:02:03")
+
+
+def test_a_folders_digest_depends_on_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = folder_digest(tmp_path)
+    (tmp_path / ".hidden").write_text("")
+    assert folder_digest(tmp_path) == first
+    (tmp_path / "a").write_text("2")
+    assert folder_digest(tmp_path) != first
