@@ -1,5 +1,7 @@
 import gzip
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +27,8 @@ method:
   ppo: {rollout_prompts: 8, episodes: 8, mini_batches: 2, epochs: 1, max_new_tokens: 4}
   evaluate: {prompts: 4, max_new_tokens: 4}
 """
-STAGES = "hold_out sft reward_model_fold_1 reward_model_fold_2 reward_model score split dpo ppo judge evaluate".split()
+FOLDS = ["reward_model_fold_1", "reward_model_fold_2"]
+STAGES = ["hold_out", "sft", *FOLDS, "reward_model", "score", "split", "dpo", "ppo", "judge", "evaluate"]
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +214,10 @@ def test_bad_arguments_exit_with_two(house: Path, tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit) as ended:
         main(["run"])
     assert ended.value.code == 2
+
+
+def test_the_command_starts_without_the_service_and_without_torch() -> None:
+    code = "import sys, mpo.__main__, mpo.pipeline; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    packages = {name.split(".")[0] for name in loaded.split()}
+    assert not packages & {"fastapi", "celery", "sqlalchemy", "core", "app", "workers", "torch"}

@@ -77,7 +77,7 @@ def test_the_reporter_prints_progress_with_the_time_left(
     folder = StageFolder(tmp_path / "dpo", "k1")
     folder.open()
     out, stop = io.StringIO(), threading.Event()
-    reporter = FolderReporter(folder, "dpo", 30.0, stop, out)
+    reporter = FolderReporter(folder, "dpo", 30.0, stop, out, last_checkpoint=100.0)
     for step in (1, 2, 3, 4):
         now[0] += 20
         reporter.progress(step, 4, {"loss": 0.5})
