@@ -40,7 +40,9 @@ class StageConfig(Strict):
 class TrainingConfig(StageConfig):
     """What all stages that train or run a model share."""
 
-    learning_rate: LearningRate = Field(2e-5, description="Peak learning rate of AdamW, per step.")
+    learning_rate: LearningRate = Field(
+        2e-5, description="Peak learning rate of AdamW; falls linearly to 0, without warm-up."
+    )
     epochs: PositiveInt = Field(1, description="Passes over the data.")
     max_steps: PositiveInt | None = Field(None, description="Optimizer steps at most; null = no limit.")
     batch_pairs: PositiveInt = Field(16, description="Rows (pairs; texts in SFT) an optimizer step.")
@@ -77,7 +79,9 @@ class RewardModelStage(TrainingConfig):
     kind: Literal["reward_model"] = "reward_model"
     engine: Literal["trl"] = Field("trl", description="Training engine.")
     backbone: Literal["model", "sft"] = Field("model", description="What the reward model starts from.")
-    learning_rate: LearningRate = Field(1e-4, description="Peak learning rate of AdamW, per step.")
+    learning_rate: LearningRate = Field(
+        1e-4, description="Peak learning rate of AdamW; falls linearly to 0, without warm-up."
+    )
     fold: PositiveInt | None = Field(None, description="Train without this fold (from 1); null = on all.")
     folds: PositiveInt | None = Field(None, description="Number of folds that `fold` counts in.")
     on_weak: Literal["pause", "warn", "fail"] = Field(
@@ -145,7 +149,9 @@ class DPOStage(TrainingConfig):
 
     kind: Literal["dpo"] = "dpo"
     engine: Literal["trl"] = Field("trl", description="Training engine.")
-    learning_rate: LearningRate = Field(1e-6, description="Peak learning rate of AdamW, per step.")
+    learning_rate: LearningRate = Field(
+        1e-6, description="Peak learning rate of AdamW; falls linearly to 0, without warm-up."
+    )
     beta: PositiveFloat = Field(0.1, description="Inverse temperature of the implicit reward.")
     loss: Literal["sigmoid"] = Field("sigmoid", description="Loss on the difference of log-ratios.")
 
