@@ -1,11 +1,15 @@
 """/docs: Swagger UI from an installed package, so that it works offline, and without inline script."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from pydantic.json_schema import models_json_schema
 
+from app.problems import Problem
 from core.errors import NotFound
 
 # The package is wanted for its files alone: it is never imported.
@@ -28,9 +32,27 @@ POLICY = (
 
 
 def install(app: FastAPI) -> None:
-    """Add the page and its files, outside the OpenAPI document."""
+    """Add the page and its files, outside the OpenAPI document; and the problems' schemas within it."""
+    app.openapi = _with_problems(app)  # type: ignore[method-assign]
     app.add_api_route("/docs", _page, methods=["GET"], include_in_schema=False)
     app.add_api_route("/docs/{name}", _file, methods=["GET"], include_in_schema=False)
+
+
+def _with_problems(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """The framework documents models of JSON answers alone, and a problem has a media type of its own."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = made()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        if "Problem" not in schemas:
+            _, definitions = models_json_schema(
+                [(Problem, "serialization")], ref_template="#/components/schemas/{model}"
+            )
+            schemas.update(definitions["$defs"])
+        return document
+
+    return openapi
 
 
 async def _page() -> Response:

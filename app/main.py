@@ -11,6 +11,9 @@ from app.artifacts import routes as artifacts
 from app.datasets import routes as datasets
 from app.jobs import routes as jobs
 from app.middleware import RequestFrame
+from app.models import routes as models
+from app.operations import routes as operations
+from app.operations.metrics import Metrics
 from app.runs import routes as runs
 from app.streams import Watcher
 from core.database import dispose
@@ -19,10 +22,16 @@ from core.settings import settings
 # One line a noun.
 ROUTERS: list[APIRouter] = [
     datasets.router,
+    models.router,
     jobs.router,
     runs.router,
     artifacts.router,
+    operations.router,
 ]
+
+
+ANYWHERE = (400, 401, 403, 413, 422, 503)
+"""What every call with a key can answer."""
 
 
 @asynccontextmanager
@@ -42,22 +51,24 @@ def create_app() -> FastAPI:
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
-        responses=problems.responses(401, 403, 422),
     )
     app.state.watcher = Watcher()
     app.state.methods_of = _methods_of
+    app.state.metrics = Metrics()
+    app.include_router(operations.probes)
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, responses=problems.responses(*ANYWHERE))
     documentation.install(app)
     problems.install(app)
-    app.add_middleware(RequestFrame, observe=lambda *_: None)
+    app.add_middleware(RequestFrame, observe=app.state.metrics.observe)
     return app
 
 
 def _methods_of(path: str) -> list[str]:
     """What a path takes: the framework's own 405 names only the first route of a path."""
-    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
-    return sorted({method for r in routes if r.path_regex.match(path) for method in r.methods or ()})
+    routes = [route for router in (operations.probes, *ROUTERS) for route in router.routes]
+    here = [r for r in routes if isinstance(r, APIRoute) and r.path_regex.match(path)]
+    return sorted({method for route in here for method in route.methods or ()})
 
 
 app = create_app()

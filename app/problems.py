@@ -165,10 +165,9 @@ def install(app: FastAPI) -> None:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """OpenAPI's text of the problems that a route can answer with; 401, 403 and 422 are said once for all."""
+    """OpenAPI's text of the problems a route can answer with; `app.main` adds what every call can."""
     return {
         status: {
-            "model": Problem,
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }

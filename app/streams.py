@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
@@ -83,8 +83,8 @@ class Watcher:
         for waiter in self._waiters:
             waiter.changed.set()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await _end(self._task)
+            self._task = None
 
     async def _look_on(self) -> None:
         while self._waiters:
@@ -172,14 +172,21 @@ class Poll:
             while not answer.snapshot.finished and (until_finished or answer.etag == first.etag):
                 seconds = deadline - time.monotonic()
                 waiting = asyncio.create_task(watcher.wait(answer.snapshot.versions, max(seconds, 0)))
-                await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done() or not waiting.result():
-                    waiting.cancel()
+                try:
+                    await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    await _end(waiting)
+                if gone.done() or waiting.cancelled() or not waiting.result():
                     return answer
                 answer = await run_in_threadpool(_read, read)
             return answer
         finally:
-            gone.cancel()
+            await _end(gone)
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def _gone(request: Request) -> None:

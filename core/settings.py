@@ -23,6 +23,11 @@ class Settings(BaseSettings):
     models: str = Field(
         "", description="Model folders to register as base models, separated by the path separator."
     )
+    model_roots: str = Field(
+        "",
+        description="Folders below which admins may register models over HTTP, separated likewise. "
+        "Unset = the parents of MPO_MODELS.",
+    )
     admin_key: SecretStr | None = Field(
         None, description="First admin key, made known to the database by `python -m core.bootstrap`."
     )
@@ -65,6 +70,12 @@ class Settings(BaseSettings):
     def model_folders(self) -> list[Path]:
         """The folders named by `MPO_MODELS`, in order."""
         return [Path(part) for part in self.models.split(os.pathsep) if part]
+
+    @property
+    def allowed_model_roots(self) -> list[Path]:
+        """The folders below which a model may be registered over HTTP."""
+        named = [Path(part) for part in self.model_roots.split(os.pathsep) if part]
+        return named or [folder.absolute().parent for folder in self.model_folders]
 
 
 @cache
