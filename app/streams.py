@@ -63,6 +63,7 @@ class Watcher:
     def __init__(self) -> None:
         self._waiters: set[_Waiter] = set()
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def wait(self, versions: Mapping[Watch, int], seconds: float) -> bool:
         """Until one of the rows has another version (then True), or the time is up."""
@@ -80,14 +81,16 @@ class Watcher:
 
     async def stop(self) -> None:
         """End the task; who still waits is answered at once."""
+        self._stopping = True
         for waiter in self._waiters:
             waiter.changed.set()
         if self._task is not None:
-            await _end(self._task)
+            # Not cancelled: its thread would go on and keep a connection.
+            await asyncio.wait({self._task})
             self._task = None
 
     async def _look_on(self) -> None:
-        while self._waiters:
+        while self._waiters and not self._stopping:
             watched = {watch for waiter in self._waiters for watch in waiter.versions}
             try:
                 now = await run_in_threadpool(_read_versions, watched)
