@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 
-from celery.signals import worker_shutdown
+from celery.signals import setup_logging, worker_shutdown
 
 from core.doorbell import queue_name
 from core.ids import new_id
@@ -36,6 +36,10 @@ def main() -> int:
         executor.stop()
         recovery.stop()
 
+    def keep_our_logging(**_: object) -> None:
+        """A receiver of this signal is what keeps Celery from configuring the root logger."""
+
+    setup_logging.connect(keep_our_logging, weak=False)
     worker_shutdown.connect(stop, weak=False)
     recovery.start()
     executor.start()
