@@ -124,7 +124,6 @@ def _validate(task: ChildTask, reporter: PipeReporter) -> None:
 
 def _compare(task: ChildTask, reporter: PipeReporter) -> None:
     from core.comparing import ComparisonRequest
-
     from workers.comparison import compare
 
     sources = {role: [dict(i.source) for i in found] for role, found in task.inputs.items()}

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from threading import Event, Lock, Thread
 from typing import Any
 
-from core.comparing import record_rows
 from sqlalchemy.exc import SQLAlchemyError
 
 from core import queue
 from core.aftermath import report_progress
+from core.comparing import record_rows
 from core.database import open_transaction
 from core.errors import FenceOver
 from core.queue import ClaimedRun

@@ -1,11 +1,11 @@
 """What a gpu slot's fork server imports once: seconds that no run then pays. Nothing here touches CUDA."""
 
-import mpo.evaluation
 import torch
 import transformers
 import trl
 
 import mpo.dpo.train
+import mpo.evaluation
 import mpo.ppo.train
 import mpo.reward_model.score
 import mpo.reward_model.train
