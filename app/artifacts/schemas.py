@@ -5,8 +5,10 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from app.wire import Seconds, View
+from mpo.gap_cuts import TargetPart
+from mpo.gap_index import Part
+from mpo.records import Content
 
-Part = Literal["all", "easy", "difficult", "dropped"]
 
 
 class InputView(View):
@@ -65,45 +67,45 @@ class RewardGaps(BaseModel):
     accuracy_ci95: tuple[float, float] | None
     bin_accuracy: list[float | None] | None
     share_within_one: float | None
-    quantiles: dict[str, float | None]
+    quantiles: dict[str, float] | None
     mean: float | None
     std: float | None
-    threshold: float | None
+    threshold: float
     easy: int
     difficult: int
     dropped: int
     scored_by: str
 
 
-class PartView(BaseModel):
+class PartView(View):
     """What a split gives one part. Accuracy and gap are null for an empty part."""
 
     pairs: int
     accuracy: float | None
     expected_accuracy: float | None
     mean_gap: float | None
-    tokens: int
+    tokens: int | None
 
 
-class SplitPreview(BaseModel):
+class SplitPreviewView(View):
     """What a split would give."""
 
-    threshold: float | None
+    threshold: float
     easy: PartView
     difficult: PartView
     dropped: PartView
 
 
 class PairView(BaseModel):
-    """A scored pair. part and why are those of the job's split, before it has run those of the spec's."""
+    """A scored pair. part and why: of the job's split; before it has run, those of the spec's."""
 
     id: str
-    prompt: Any
-    chosen: Any
-    rejected: Any
+    prompt: Content
+    chosen: Content
+    rejected: Content
     reward_chosen: float
     reward_rejected: float
     gap: float
-    part: Literal["easy", "difficult", "dropped"]
+    part: TargetPart
     fold: int | None
     why: str
