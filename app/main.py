@@ -26,6 +26,7 @@ ROUTERS: list[APIRouter] = [
     jobs.router,
     runs.router,
     artifacts.router,
+    artifacts.job_router,
     operations.router,
 ]
 

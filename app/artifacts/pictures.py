@@ -107,7 +107,7 @@ def _label(axes: "Axes", gaps: RewardGaps) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(INK)
     axes.tick_params(colors=INK, length=0)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     if gaps.pairs:
         axes.legend(loc="best", frameon=False, labelcolor=INK, fontsize=10)
 

@@ -43,7 +43,7 @@ def read_reward_gaps(scored: ScoredJob, query: GapQuery) -> RewardGaps:
         job=scored.job.id,
         reward_model=f"{scored.job.id}:reward_model",
         part=query.part,
-        **histogram.to_json(),  # type: ignore[arg-type]
+        **histogram.to_json(),
         threshold=preview.threshold,
         scored_by=scored.scored_by,
         **_sizes(preview, query.part),
@@ -68,9 +68,7 @@ def preview_config(
         raise Unprocessable(f"{' and '.join(names)} exclude each other: give one", loc=("query", names[1]))
     if not given:
         return scored.split
-    return SplitStage.model_validate(
-        {"sign": scored.split.sign, "negative": scored.split.negative, **given}
-    )
+    return SplitStage.model_validate({"sign": scored.split.sign, "negative": scored.split.negative, **given})
 
 
 def bin_parts(scored: ScoredJob, gaps: RewardGaps) -> Mapping[TargetPart, list[int]]:
@@ -103,7 +101,5 @@ def _with_parts(index: GapIndex, split: SplitStage) -> GapIndex:
     for cut in cut_gaps(values, split)[1]:
         sign = -1.0 if cut.why == "negative_flip" else 1.0
         found[cut.part].append(sign * values[cut.start : cut.stop])
-    parts = {
-        part: SortedGaps.of(np.concatenate(runs), index.temperature) for part, runs in found.items()
-    }
+    parts = {part: SortedGaps.of(np.concatenate(runs), index.temperature) for part, runs in found.items()}
     return GapIndex({**index.parts, **parts}, index.temperature)

@@ -2,13 +2,20 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from app.wire import Seconds, View
 from mpo.gap_cuts import TargetPart
 from mpo.gap_index import Part
-from mpo.records import Content
 
+
+class Turn(BaseModel):
+    """A message of a conversation, as it was uploaded."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    content: str
 
 
 class InputView(View):
@@ -100,9 +107,9 @@ class PairView(BaseModel):
     """A scored pair. part and why: of the job's split; before it has run, those of the spec's."""
 
     id: str
-    prompt: Content
-    chosen: Content
-    rejected: Content
+    prompt: str | list[Turn]
+    chosen: str | list[Turn]
+    rejected: str | list[Turn]
     reward_chosen: float
     reward_rejected: float
     gap: float

@@ -1,7 +1,9 @@
 """Rows that a job needs, made by the product's own functions wherever there is one."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy import select
@@ -11,7 +13,7 @@ from core.aftermath import apply_run
 from core.database import open_session, open_transaction
 from core.ids import new_id
 from core.queue import ClaimedRun, NewArtifact
-from core.storage import StoredFile, files_digest, storage
+from core.storage import files_digest, storage
 from core.tables import BaseModelRow, Dataset, Run, StageRow
 from mpo.plan import OUTPUTS
 from mpo.records import PreferencePair, write_rows
@@ -79,27 +81,29 @@ def claim(slot: str) -> ClaimedRun | None:
 def publish(
     claimed: ClaimedRun, files: Mapping[str, bytes], summary: Mapping[str, Any] | None = None
 ) -> None:
-    """Publish what a stage leaves, as a worker does: files by output name."""
-    prefix = f"runs/{claimed.id}/{claimed.fence}/out"
+    """Publish what a stage leaves, as a worker does: files by output name, a word where none is given."""
+    with TemporaryDirectory() as folder:
+        for output, name in OUTPUTS[claimed.kind].items():
+            (Path(folder) / name).write_bytes(files.get(output, output.encode()))
+        (Path(folder) / "summary.json").write_text(json.dumps(summary or {}))
+        publish_folder(claimed, Path(folder))
+
+
+def publish_folder(claimed: ClaimedRun, folder: Path) -> None:
+    """Publish a folder that a stage has filled."""
+    location = f"runs/{claimed.id}/{claimed.fence}/out"
+    stored = storage().put_folder(location, folder)
     artifacts = []
-    for output in OUTPUTS[claimed.kind]:
-        location = f"{prefix}/{OUTPUTS[claimed.kind][output]}"
-        upload = storage().upload(location)
-        upload.write(files.get(output, output.encode()))
-        stored = upload.commit()
-        file = StoredFile(Path(location).name, stored.bytes, stored.sha256)
+    for output, name in OUTPUTS[claimed.kind].items():
+        files = [file for file in stored if file.name == name or file.name.startswith(f"{name}/")]
         artifacts.append(
             NewArtifact(
                 output=output,
-                location=location,
-                sha256=files_digest([file]),
-                bytes=file.bytes,
-                files=[vars(file)],
-                inputs=[
-                    {"name": role, "kind": source["kind"], "id": source["id"], "sha256": source["sha256"]}
-                    for role, sources in claimed.inputs.items()
-                    for source in sources
-                ],
+                location=f"{location}/{name}",
+                sha256=files_digest(files),
+                bytes=sum(file.bytes for file in files),
+                files=[vars(file) for file in files],
+                inputs=_lineage(claimed),
                 versions={"mpo": "0.1.0"},
                 hardware="cpu",
                 wall_seconds=1.0,
@@ -107,8 +111,16 @@ def publish(
             )
         )
     with open_transaction() as tx:
-        queue.publish(tx, claimed, artifacts, summary or {})
+        queue.publish(tx, claimed, artifacts, json.loads((folder / "summary.json").read_text()))
     apply_run(claimed.id)
+
+
+def _lineage(claimed: ClaimedRun) -> list[dict[str, Any]]:
+    return [
+        {"name": role, "kind": source["kind"], "id": source["id"], "sha256": source["sha256"]}
+        for role, sources in claimed.inputs.items()
+        for source in sources
+    ]
 
 
 def work_until(stage: str | None = None) -> ClaimedRun | None:

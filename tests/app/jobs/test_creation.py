@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from app.jobs import creation
 from mpo.records import PreferencePair
-from tests.app.jobs.conftest import CreateJob
+from tests.app.conftest import CreateJob
 from tests.app.jobs.factories import make_dataset, make_model, publish, work_until
 
 STAGES = [
