@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, BackgroundTasks, Query, Response
 
 from app.dependencies import ReadCaller, SessionDep, TransactionDep, WriteCaller
-from app.jobs import changes, creation, metrics, service
+from app.jobs import changes, creation, metrics, report, service
 from app.jobs.schemas import CreateJob, DryRunView, EventPage, JobView, MetricList, ResumeJob
 from app.jobs.views import job_view
 from app.pagination import Page, PageDep
@@ -126,6 +126,12 @@ def read_metrics(
     """Read what a job's stages reported by step. `names` is repeated, or separated by commas."""
     wanted = [name for part in names or [] for name in part.split(",") if name]
     return metrics.read_metrics(session, caller.owner, job_id, stage=stage, names=wanted, points=points)
+
+
+@router.get("/{job_id}/report", responses=responses(404, 409))
+def read_report(caller: ReadCaller, session: SessionDep, job_id: str) -> report.Report:
+    """Read the report of a job that has succeeded."""
+    return report.read_report(session, caller.owner, job_id)
 
 
 def _apply_after(after: BackgroundTasks, runs: list[str]) -> None:
