@@ -1,7 +1,6 @@
 """Loaded models within a memory budget: the least recently used one goes first."""
 
 import json
-import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.sampling import ModelFiles
-from core.settings import settings
 from core.storage import Storage
 from mpo.policies import load_policy, load_reward_model, training_device
 from mpo.tokenization import Terminators, load_tokenizer, terminators
@@ -48,13 +46,12 @@ class LoadedModel:
 
 
 class ModelCache:
-    """Models by kind and digest, for one thread."""
+    """Models by kind and digest, for one thread. copies: a folder for files that lie elsewhere."""
 
-    def __init__(self, store: Storage, budget_bytes: int) -> None:
-        self._store, self._budget = store, budget_bytes
+    def __init__(self, store: Storage, budget_bytes: int, copies: Path) -> None:
+        self._store, self._budget, self._copies = store, budget_bytes, copies
         self._models: OrderedDict[tuple[Kind, str], LoadedModel] = OrderedDict()
         self._tokenizers: OrderedDict[str, LoadedTokenizer] = OrderedDict()
-        self._copies = tempfile.TemporaryDirectory(prefix="mpo-sampler-", dir=settings().scratch)
 
     @property
     def held(self) -> list[tuple[Kind, str]]:
@@ -90,7 +87,7 @@ class ModelCache:
             self._models.popitem(last=False)
 
     def _folder(self, files: ModelFiles) -> Path:
-        copy = Path(self._copies.name) / files.sha256
+        copy = self._copies / files.sha256
         try:
             folder = copy if copy.is_dir() else self._store.fetch(files.location, copy)
         except FileNotFoundError:

@@ -3,6 +3,8 @@
 import logging
 import threading
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from redis import RedisError, ResponseError
@@ -17,17 +19,20 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 1.0
 TAKE_OVER_SECONDS = 2.0
-LONGEST_BACKOFF_SECONDS = 5.0
+FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.2, 5.0
 
 logger = logging.getLogger(__name__)
 
 
 def serve(mailbox: Mailbox, stop: threading.Event) -> None:
     """Answer requests until `stop` is set. Outlasts Redis being away, or coming back empty."""
-    engine: Engine | None = None
-    backoff, next_take_over = 0.2, 0.0
+    with TemporaryDirectory(prefix="mpo-sampler-", dir=settings().scratch) as copies:
+        _serve(_load_engine(Path(copies)), mailbox, stop)
+
+
+def _serve(engine: "Engine", mailbox: Mailbox, stop: threading.Event) -> None:
+    backoff, next_take_over = FIRST_BACKOFF_SECONDS, 0.0
     while not stop.is_set():
-        engine = engine or _load_engine()
         try:
             mails: list[Mail] = []
             if time.monotonic() >= next_take_over:
@@ -36,7 +41,7 @@ def serve(mailbox: Mailbox, stop: threading.Event) -> None:
             mails += mailbox.receive(0.001 if mails else WAIT_SECONDS)
             for group in grouped(mails):
                 _answer(engine, mailbox, group, stop)
-            backoff = 0.2
+            backoff = FIRST_BACKOFF_SECONDS
         except ResponseError as error:
             if "NOGROUP" not in str(error) and "no such key" not in str(error).lower():
                 raise
@@ -58,7 +63,7 @@ def _answer(engine: "Engine", mailbox: Mailbox, group: list[Mail], stop: threadi
             mailbox.drop(mail)
 
 
-def _load_engine() -> "Engine":
+def _load_engine(copies: Path) -> "Engine":
     """Import the torch side: seconds, which a request that is already here waits for."""
     import torch
 
@@ -67,4 +72,4 @@ def _load_engine() -> "Engine":
 
     if settings().torch_threads:
         torch.set_num_threads(settings().torch_threads)
-    return Engine(ModelCache(storage(), settings().sampler_memory_bytes))
+    return Engine(ModelCache(storage(), settings().sampler_memory_bytes, copies))

@@ -1,0 +1,73 @@
+"""A sampler for tests: the real loop on a thread, and tiny models for it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from redis import Redis
+from transformers import AutoTokenizer
+
+from core.ids import new_id
+from core.sampling import ModelFiles
+from core.settings import settings
+from core.storage import folder_digest
+from tests.mpo.tiny import write_policy, write_reward_model
+from workers.sampling.mailbox import Mailbox
+from workers.sampling.serving import serve
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """Folders: two policies (the second with a chat template) and a reward model."""
+
+    plain: Path
+    chatty: Path
+    scorer: Path
+
+
+def write_models(folder: Path) -> TinyModels:
+    """Random models whose texts differ from prompt to prompt."""
+    plain = write_policy(folder / "plain", seed=1, spread=0.3)
+    chatty = write_policy(folder / "chatty", seed=2, spread=0.3)
+    tokenizer = AutoTokenizer.from_pretrained(chatty)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(chatty)
+    return TinyModels(plain, chatty, write_reward_model(folder / "scorer", plain))
+
+
+@cache
+def files_of(folder: Path) -> ModelFiles:
+    """What a request says of a model that lies on this machine."""
+    return ModelFiles(name=folder.name, location=f"file://{folder}", sha256=folder_digest(folder))
+
+
+def connect() -> Redis:
+    """The test's Valkey."""
+    return Redis.from_url(settings().redis_url.get_secret_value())
+
+
+@contextmanager
+def running_sampler() -> Iterator[Mailbox]:
+    """The sampler's loop on a thread of this process, announced once: for as long as such a sign lives."""
+    stop = threading.Event()
+    with connect() as redis:
+        mailbox = Mailbox(redis, new_id("worker"))
+        mailbox.open()
+        mailbox.announce()
+        thread = threading.Thread(target=serve, args=(mailbox, stop))
+        thread.start()
+        try:
+            yield mailbox
+        finally:
+            stop.set()
+            thread.join()
+            mailbox.withdraw()
