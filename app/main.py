@@ -8,7 +8,10 @@ from fastapi.routing import APIRoute
 
 from app import documentation, problems
 from app.artifacts import routes as artifacts
+from app.comparisons import routes as comparisons
 from app.datasets import routes as datasets
+from app.inference import routes as inference
+from app.inference.replies import SamplerGateway
 from app.jobs import routes as jobs
 from app.middleware import RequestFrame
 from app.models import routes as models
@@ -28,6 +31,8 @@ ROUTERS: list[APIRouter] = [
     artifacts.router,
     artifacts.job_router,
     operations.router,
+    inference.router,
+    comparisons.router,
 ]
 
 
@@ -40,6 +45,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings()  # refuses to start on a wrong setting rather than at the first request
     yield
     await app.state.watcher.stop()
+    await app.state.sampler.close()
     dispose()
 
 
@@ -54,6 +60,7 @@ def create_app() -> FastAPI:
         redoc_url=None,
     )
     app.state.watcher = Watcher()
+    app.state.sampler = SamplerGateway()
     app.state.methods_of = _methods_of
     app.state.metrics = Metrics()
     app.include_router(operations.probes)

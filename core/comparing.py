@@ -27,7 +27,8 @@ def _without_nul(text: str) -> str:
     return text
 
 
-def _different(names: list[str]) -> list[str]:
+def different(names: list[str]) -> list[str]:
+    """Refuse a model that is named twice."""
     if len(set(names)) < len(names):
         raise ValueError("should name each model once")
     return names
@@ -72,7 +73,7 @@ class ComparisonRequest(_Asked):
     please the scorer, so that a win by its scores is no surprise.
     """
 
-    models: Annotated[list[ModelName], Field(min_length=2, max_length=8), AfterValidator(_different)]
+    models: Annotated[list[ModelName], Field(min_length=2, max_length=8), AfterValidator(different)]
     prompts: list[ComparedPrompt] | None = None
     dataset: str | None = None
     limit: int | None = None

@@ -11,16 +11,16 @@ from redis import Redis
 from transformers import AutoTokenizer
 
 from core.ids import new_id
-from core.sampling import ModelFiles
+from core.sampling import ALIVE, ModelFiles
 from core.settings import settings
 from core.storage import folder_digest
 from tests.mpo.tiny import write_policy, write_reward_model
-from workers.sampling.mailbox import Mailbox
+from workers.sampling.mailbox import CONSUMER_ALIVE, Mailbox
 from workers.sampling.serving import serve
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
@@ -57,12 +57,15 @@ def connect() -> Redis:
 
 @contextmanager
 def running_sampler() -> Iterator[Mailbox]:
-    """The sampler's loop on a thread of this process, announced once: for as long as such a sign lives."""
+    """The sampler's loop on a thread of this process, announced for as long as it runs."""
     stop = threading.Event()
     with connect() as redis:
-        mailbox = Mailbox(redis, new_id("worker"))
+        consumer = new_id("worker")
+        mailbox = Mailbox(redis, consumer)
         mailbox.open()
         mailbox.announce()
+        for key in (ALIVE, CONSUMER_ALIVE + consumer):
+            redis.persist(key)
         thread = threading.Thread(target=serve, args=(mailbox, stop))
         thread.start()
         try:

@@ -1,0 +1,93 @@
+"""Comparisons over HTTP."""
+
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+
+from app.comparisons import service
+from app.comparisons.csv_rows import stream_csv
+from app.comparisons.schemas import ComparisonCreate, ComparisonRowView, ComparisonView
+from app.dependencies import ReadCaller, SessionDep, WriteCaller
+from app.pagination import Page, PageDep, RowPageDep, list_page
+from app.problems import responses
+from app.streams import PollDep
+from core.database import open_transaction
+from core.tables import Comparison
+
+router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
+
+CSV = "text/csv"
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Not modified"}}
+ROWS_AS_CSV: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Rows", "content": {CSV: {"schema": {"type": "string"}}}}
+}
+
+
+@router.post("", status_code=202, response_model=ComparisonView, responses=responses(409))
+async def create_comparison(caller: WriteCaller, body: ComparisonCreate, poll: PollDep) -> Response:
+    """Compare models on prompts; with `wait`, answers once it has finished or the time is up."""
+
+    def create() -> str:
+        with open_transaction() as tx:
+            return service.create_comparison(tx, caller.owner, body)
+
+    comparison_id = await run_in_threadpool(create)
+    return await poll.answer(
+        partial(service.read_comparison, owner=caller.owner, comparison_id=comparison_id),
+        status=202,
+        headers={"Location": f"/v1/comparisons/{comparison_id}"},
+        until_finished=True,
+    )
+
+
+@router.get("")
+def list_comparisons(caller: ReadCaller, session: SessionDep, page: PageDep) -> Page[ComparisonView]:
+    """The caller's comparisons, newest first."""
+    statement = select(Comparison).where(Comparison.owner == caller.owner, Comparison.deleted_at.is_(None))
+    return list_page(session, statement, Comparison.id, page, partial(service.comparison_view, session))
+
+
+@router.get("/{comparison_id}", response_model=ComparisonView, responses=responses(404) | NOT_MODIFIED)
+async def read_comparison(caller: ReadCaller, comparison_id: str, poll: PollDep) -> Response:
+    """One comparison, with its first 20 rows and its win rates."""
+    return await poll.answer(
+        partial(service.read_comparison, owner=caller.owner, comparison_id=comparison_id)
+    )
+
+
+@router.get(
+    "/{comparison_id}/rows",
+    response_model=Page[ComparisonRowView],
+    responses=responses(404) | ROWS_AS_CSV,
+)
+def list_rows(
+    caller: ReadCaller,
+    comparison_id: str,
+    session: SessionDep,
+    page: RowPageDep,
+    accept: Annotated[str, Header()] = "*/*",
+) -> Any:
+    """The rows that there are, a page at a time; with `Accept: text/csv` all of them, a line a response."""
+    if CSV in accept.lower():
+        comparison = service.find_comparison(session, caller.owner, comparison_id)
+        headers = {"Content-Disposition": f'attachment; filename="{comparison.id}.csv"'}
+        return StreamingResponse(stream_csv(comparison.id), media_type=CSV, headers=headers)
+    return service.list_rows(session, caller.owner, comparison_id, page)
+
+
+@router.post("/{comparison_id}/cancel", response_model=ComparisonView, responses=responses(404, 409))
+async def cancel_comparison(caller: WriteCaller, comparison_id: str, poll: PollDep) -> Response:
+    """End a comparison; the rows that it has stay."""
+
+    def cancel() -> None:
+        with open_transaction() as tx:
+            service.cancel_comparison(tx, caller.owner, comparison_id)
+
+    await run_in_threadpool(cancel)
+    return await poll.answer(
+        partial(service.read_comparison, owner=caller.owner, comparison_id=comparison_id)
+    )

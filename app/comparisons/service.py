@@ -1,0 +1,244 @@
+"""Use cases of comparisons."""
+
+import secrets
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.comparisons.schemas import (
+    SHOWN_ROWS,
+    ComparisonCreate,
+    ComparisonProgress,
+    ComparisonRowView,
+    ComparisonView,
+)
+from app.pagination import Page, PageQuery, page_of
+from app.streams import Snapshot, versions_of
+from core import queue
+from core.comparing import MAX_SEED, ComparisonRequest, RewardModelScorer, progress_of
+from core.database import Transaction
+from core.errors import Conflict, NotFound, Unprocessable
+from core.ids import new_id
+from core.states import FINISHED_JOB, DatasetState, JobState
+from core.tables import Artifact, BaseModelRow, Comparison, ComparisonRow, Dataset, StageRow
+from core.work_lookup import locate_model
+
+DEFAULT_LIMIT = 100
+
+
+class DatasetNotReady(Conflict):
+    """The dataset's rows are not there yet."""
+
+    code, retryable = "dataset_not_ready", True
+
+
+class ComparisonFinished(Conflict):
+    """The comparison has ended already."""
+
+    code = "comparison_finished"
+
+
+def create_comparison(tx: Transaction, owner: str, body: ComparisonCreate) -> str:
+    """Queue a comparison; returns its id. Raises NotFound, Unprocessable, DatasetNotReady."""
+    inputs: dict[str, list[dict[str, Any]]] = {
+        "models": [
+            _located(tx, owner, name, "policy", ("body", "models", place))
+            for place, name in enumerate(body.models)
+        ]
+    }
+    if body.scorer is not None:
+        loc = ("body", "scorer", "reward_model")
+        inputs["reward_model"] = [_located(tx, owner, body.scorer.reward_model, "reward_model", loc)]
+    if body.dataset is not None:
+        dataset = _ready_dataset(tx.session, owner, body.dataset)
+        inputs["prompts"] = [_rows_of(dataset)]
+        total = min(body.limit or DEFAULT_LIMIT, dataset.rows or 0)
+    else:
+        total = len(body.prompts or [])
+    request = _request(tx, owner, body, inputs)
+    comparison = Comparison(
+        id=new_id("comparison"),
+        owner=owner,
+        models=list(body.models),
+        request=request.model_dump(mode="json"),
+        progress=progress_of(0, total),
+    )
+    new_run = queue.NewRun(
+        kind="compare",
+        slot="cpu",
+        owner=owner,
+        subject_id=comparison.id,
+        config=comparison.request,
+        inputs=inputs,
+        seed=request.sampling.seed or 0,
+    )
+    comparison.run_id = queue.enqueue(tx, new_run)
+    tx.session.add(comparison)
+    tx.session.flush()
+    return comparison.id
+
+
+def find_comparison(session: Session, owner: str, comparison_id: str) -> Comparison:
+    """The caller's comparison; raises NotFound."""
+    comparison = session.scalar(
+        select(Comparison).where(
+            Comparison.id == comparison_id, Comparison.owner == owner, Comparison.deleted_at.is_(None)
+        )
+    )
+    if comparison is None:
+        raise NotFound(f"There is no comparison {comparison_id!r}")
+    return comparison
+
+
+def read_comparison(session: Session, owner: str, comparison_id: str) -> Snapshot:
+    """A comparison as it is now, and what to watch for a change."""
+    comparison = find_comparison(session, owner, comparison_id)
+    finished = comparison.status in FINISHED_JOB
+    return Snapshot(comparison_view(session, comparison), versions_of(comparison), finished)
+
+
+def comparison_view(session: Session, comparison: Comparison) -> ComparisonView:
+    """A comparison with its first rows."""
+    request = ComparisonRequest.model_validate(comparison.request)
+    rows = rows_after(session, comparison.id, -1, SHOWN_ROWS)
+    return ComparisonView(
+        id=comparison.id,
+        status=JobState(comparison.status),
+        models=comparison.models,
+        dataset=request.dataset,
+        sampling=request.sampling,
+        scorer=request.scorer,
+        rows=[ComparisonRowView.model_validate(row) for row in rows],
+        row_count=comparison.row_count,
+        win_rates=comparison.win_rates,
+        progress=ComparisonProgress.model_validate(comparison.progress or progress_of(0, 0)),
+        error=comparison.error,
+        run_id=comparison.run_id,
+        created_at=comparison.created_at,
+        finished_at=comparison.finished_at,
+    )
+
+
+def rows_after(session: Session, comparison_id: str, after: int, limit: int) -> list[ComparisonRow]:
+    """Rows in order, from the one after `after`."""
+    statement = (
+        select(ComparisonRow)
+        .where(ComparisonRow.comparison_id == comparison_id, ComparisonRow.index > after)
+        .order_by(ComparisonRow.index)
+        .limit(limit)
+    )
+    return list(session.scalars(statement))
+
+
+def list_rows(session: Session, owner: str, comparison_id: str, page: PageQuery) -> Page[ComparisonRowView]:
+    """A page of the rows there are so far; an id is the row's index."""
+    comparison = find_comparison(session, owner, comparison_id)
+    statement = select(ComparisonRow).where(ComparisonRow.comparison_id == comparison.id)
+    index = ComparisonRow.index
+    if page.after is not None:
+        after = _row_index(page.after)
+        statement = statement.where(index < after if page.descending else index > after)
+    statement = statement.order_by(index.desc() if page.descending else index.asc()).limit(page.limit + 1)
+    rows = list(session.scalars(statement))
+    return page_of(rows, page.limit, lambda row: str(row.index), ComparisonRowView.model_validate)
+
+
+def cancel_comparison(tx: Transaction, owner: str, comparison_id: str) -> None:
+    """End a comparison; its rows stay. Raises NotFound, ComparisonFinished; a second time nothing happens."""
+    comparison = find_comparison(tx.session, owner, comparison_id)
+    # The run's row before the comparison's: whoever records rows takes them in this order.
+    ended = comparison.run_id is not None and queue.cancel(tx, comparison.run_id)
+    held = tx.session.get_one(Comparison, comparison.id, with_for_update=True, populate_existing=True)
+    if held.status == JobState.CANCELLED:
+        return
+    if not ended or held.status in FINISHED_JOB:
+        raise ComparisonFinished(comparison=held.id, status=held.status)
+    held.status, held.finished_at = JobState.CANCELLED, func.clock_timestamp()
+
+
+def _row_index(after: str) -> int:
+    if after.isascii() and after.isdigit() and len(after) < 10:
+        return int(after)
+    raise Unprocessable("should be the index of a row", loc=("query", "after"))
+
+
+def _located(tx: Transaction, owner: str, name: str, kind: str, loc: tuple[str | int, ...]) -> dict[str, Any]:
+    """Where a model is; raises Unprocessable where it is none that can do this."""
+    try:
+        found = locate_model(tx, owner, name)
+    except NotFound as error:
+        raise Unprocessable(error.detail, loc=loc) from error
+    if found["kind"] == "model":
+        actual = tx.session.get_one(BaseModelRow, found["id"]).kind
+    else:
+        trained = tx.session.get_one(Artifact, found["id"]).kind
+        actual = "reward_model" if trained.startswith("reward_model") else "policy"
+    if actual != kind:
+        wanted = "a reward model" if kind == "reward_model" else "a model that writes responses"
+        raise Unprocessable(f"{name!r} is not {wanted}", loc=loc)
+    return found
+
+
+def _ready_dataset(session: Session, owner: str, dataset_id: str) -> Dataset:
+    dataset = session.scalar(
+        select(Dataset)
+        .where(Dataset.id == dataset_id, Dataset.owner == owner, Dataset.deleted_at.is_(None))
+        .with_for_update(read=True, key_share=True)
+    )
+    loc = ("body", "dataset")
+    if dataset is None:
+        raise Unprocessable(f"There is no dataset {dataset_id!r}", loc=loc)
+    if dataset.kind == "text" or dataset.status == DatasetState.INVALID:
+        raise Unprocessable("should be a valid dataset of pairs or prompts", loc=loc)
+    if dataset.status == DatasetState.AWAITING_CONTENT:
+        error = Conflict(f"{dataset_id} awaits its content")
+        error.code = "dataset_has_no_content"  # type: ignore[misc]
+        raise error
+    if dataset.status != DatasetState.READY:
+        raise DatasetNotReady(f"{dataset_id} is still validated: try again when it is ready")
+    return dataset
+
+
+def _rows_of(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "kind": "dataset",
+        "id": dataset.id,
+        "name": dataset.id,
+        "location": dataset.rows_location,
+        "sha256": dataset.rows_sha256,
+    }
+
+
+def _request(
+    tx: Transaction, owner: str, body: ComparisonCreate, inputs: dict[str, list[dict[str, Any]]]
+) -> ComparisonRequest:
+    """What the run does, with the seed drawn: so that a second attempt repeats the first."""
+    seed = secrets.randbelow(MAX_SEED) if body.sampling.seed is None else body.sampling.seed
+    scorer, trained = None, []
+    if body.scorer is not None:
+        scorer = RewardModelScorer(reward_model=body.scorer.reward_model)
+        digest = inputs["reward_model"][0]["sha256"]
+        trained = [name for name in body.models if digest in _trainers(tx, owner, name)]
+    return ComparisonRequest(
+        models=list(body.models),
+        prompts=body.prompts,
+        dataset=body.dataset,
+        limit=(body.limit or DEFAULT_LIMIT) if body.dataset is not None else None,
+        sampling=body.sampling.model_copy(update={"seed": seed}),
+        scorer=scorer,
+        trained_by_scorer=trained,
+    )
+
+
+def _trainers(tx: Transaction, owner: str, name: str) -> set[str]:
+    """Digests of the reward models that a trained model was made to please."""
+    job_id, _, stage_name = name.partition(":")
+    stage = tx.session.get(StageRow, (job_id, stage_name)) if stage_name else None
+    if stage is None:
+        return set()
+    found = set()
+    for source in stage.inputs.get("reward_model", []):
+        named = f"{job_id}:{source['name']}" if source["kind"] == "stage" else source["name"]
+        found.add(str(locate_model(tx, owner, named)["sha256"]))
+    return found

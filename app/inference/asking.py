@@ -1,0 +1,56 @@
+"""From a request for a model, by name, to the sampler's reply."""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
+
+from app.inference.replies import ClientGone, SamplerGateway
+from core.database import open_transaction
+from core.errors import NotFound, ServiceError
+from core.sampling import ModelFiles
+from core.sampling import Request as SamplerRequest
+from core.work_lookup import locate_model
+
+
+class ModelNotFound(NotFound):
+    """There is no such model, or it is another owner's."""
+
+    code, param = "model_not_found", "model"
+
+
+class Abandoned(ServiceError):
+    """The client went away before the answer; nobody reads this."""
+
+    code, status, title = "client_closed_request", 499, "Client closed request"
+
+
+class Asking:
+    """One HTTP request's way to the sampler."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._gateway: SamplerGateway = request.app.state.sampler
+
+    async def locate(self, owner: str, name: str) -> ModelFiles:
+        """Where a model's files are. Raises ModelNotFound."""
+        return await run_in_threadpool(_locate, owner, name)
+
+    async def ask(self, request: SamplerRequest) -> Any:
+        """The sampler's reply. Raises SamplerRefused, NoSampler, SamplerBusy."""
+        try:
+            return await self._gateway.ask(request, self._request.is_disconnected)
+        except ClientGone as gone:
+            raise Abandoned() from gone
+
+
+AskingDep = Annotated[Asking, Depends(Asking)]
+
+
+def _locate(owner: str, name: str) -> ModelFiles:
+    with open_transaction() as tx:
+        try:
+            found = locate_model(tx, owner, name)
+        except NotFound as error:
+            raise ModelNotFound(error.detail, **error.facts) from error
+    return ModelFiles(name=name, location=found["location"], sha256=found["sha256"])

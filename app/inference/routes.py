@@ -1,0 +1,56 @@
+"""Sampling from models, scoring with reward models, and their tokens."""
+
+from fastapi import APIRouter
+
+from app.dependencies import ReadCaller
+from app.inference import service
+from app.inference.asking import AskingDep
+from app.inference.schemas import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    DetokenizedText,
+    Rewards,
+    RewardsBody,
+    TokenizeBody,
+    Tokens,
+)
+from app.inference.views import ChatCompletion, Completion
+from app.problems import responses
+
+router = APIRouter(tags=["inference"], responses=responses(400, 404, 429, 503))
+
+
+@router.post("/v1/completions")
+async def create_completion(caller: ReadCaller, body: CompletionBody, asking: AskingDep) -> Completion:
+    """Continue one or more prompts, in the shape of OpenAI's completions.
+
+    `model` is a base model's name or `job_…:stage`. With `echo`, `max_tokens: 0` only scores the prompt. The
+    same request with the same seed gives the same text. A prompt beyond the model's context is 400
+    `context_length_exceeded`.
+    """
+    return await service.create_completion(asking, caller.owner, body)
+
+
+@router.post("/v1/chat/completions")
+async def create_chat_completion(caller: ReadCaller, body: ChatBody, asking: AskingDep) -> ChatCompletion:
+    """Continue a conversation, in the shape of OpenAI's chat completions; the model needs a chat template."""
+    return await service.create_chat_completion(asking, caller.owner, body)
+
+
+@router.post("/v1/rewards")
+async def score_rewards(caller: ReadCaller, body: RewardsBody, asking: AskingDep) -> Rewards:
+    """Score responses with a reward model, as terminated unless an item says otherwise."""
+    return await service.score_rewards(asking, caller.owner, body)
+
+
+@router.post("/v1/tokenize")
+async def tokenize(caller: ReadCaller, body: TokenizeBody, asking: AskingDep) -> Tokens:
+    """Token ids of a text, or of a conversation by the model's chat template."""
+    return await service.tokenize(asking, caller.owner, body)
+
+
+@router.post("/v1/detokenize")
+async def detokenize(caller: ReadCaller, body: DetokenizeBody, asking: AskingDep) -> DetokenizedText:
+    """The text of token ids, special tokens left out."""
+    return await service.detokenize(asking, caller.owner, body)

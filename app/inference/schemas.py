@@ -1,0 +1,161 @@
+"""Bodies of the inference calls: OpenAI's shapes, and our own for rewards and tokens."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+
+from app.wire import Body
+from core.sampling import Message
+
+MAX_SEQUENCES = 4_096
+ModelName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+
+
+class OpenAIBody(BaseModel):
+    """Fields that this service does not know are ignored, as OpenAI's clients send many."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+def _as_list(value: object) -> object:
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=16), BeforeValidator(_as_list)
+]
+
+
+class SamplingFields(OpenAIBody):
+    """What completions and chat completions share."""
+
+    model: ModelName
+    n: int = Field(1, ge=1, le=128, description="Responses a prompt.")
+    temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False, description="0: the likeliest token.")
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="The same seed gives the same text.")
+    stop: Stops = Field([], description="A string or a list of them; a text ends before the first.")
+    stream: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        """OpenAI takes null for a field's default."""
+        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
+
+
+class CompletionBody(SamplingFields):
+    """`prompt`: a text, token ids, or a list of either."""
+
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[TokenIds], Field(min_length=1)]
+    )
+    max_tokens: int = Field(16, ge=0, le=1_000_000, description="Bounded by the model's context.")
+    logprobs: int | None = Field(None, ge=0, le=20, description="The likeliest tokens to show at each place.")
+    echo: bool = Field(False, description="Show the prompt before the text, with its logprobs.")
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or many."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [[i for i in self.prompt if isinstance(i, int)]]
+        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+
+
+class TextPart(OpenAIBody):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(OpenAIBody):
+    """A turn; content in parts is joined."""
+
+    role: str = Field(min_length=1, max_length=100)
+    content: str | list[TextPart]
+
+    def to_message(self) -> Message:
+        """The turn as text."""
+        if isinstance(self.content, str):
+            return Message(role=self.role, content=self.content)
+        return Message(role=self.role, content="".join(part.text for part in self.content))
+
+
+class ChatBody(SamplingFields):
+    """A conversation, rendered by the model's chat template."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="None: up to the context's end.")
+    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000, description="Newer name of the same.")
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+
+class RewardItem(Body):
+    """A response to score. terminated: whether it ended by itself, rather than being cut."""
+
+    prompt: str | Annotated[list[Message], Field(min_length=1)]
+    response: str | Annotated[list[Message], Field(min_length=1)]
+    terminated: bool = True
+
+
+class RewardsBody(Body):
+    """Responses to score with one reward model."""
+
+    model: ModelName
+    items: list[RewardItem] = Field(min_length=1, max_length=MAX_SEQUENCES)
+
+
+class Reward(BaseModel):
+    """A score, fp32, the model's offset subtracted."""
+
+    index: int
+    reward: float
+
+
+class Rewards(BaseModel):
+    """One reward an item, in order."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Reward]
+
+
+class TokenizeBody(Body):
+    """A text, or a conversation, which goes through the chat template."""
+
+    model: ModelName
+    text: str | Annotated[list[Message], Field(min_length=1)]
+    add_special_tokens: bool = True
+
+
+class Tokens(BaseModel):
+    """Token ids and what each spells."""
+
+    object: Literal["tokens"] = "tokens"
+    model: str
+    token_ids: list[int]
+    tokens: list[str]
+    count: int
+
+
+class DetokenizeBody(Body):
+    """Token ids to spell."""
+
+    model: ModelName
+    token_ids: list[Annotated[StrictInt, Field(ge=0, lt=2**31)]] = Field(max_length=1_000_000)
+
+
+class DetokenizedText(BaseModel):
+    """The text, special tokens left out."""
+
+    object: Literal["text"] = "text"
+    model: str
+    text: str
