@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.problems import problem_response, translate
@@ -17,6 +18,8 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MAX_BODY_BYTES = 16 << 20
 UPLOAD_PATHS = re.compile(r"/v1/datasets(/[^/]+/content)?")
 MULTIPART_EXTRA_BYTES = 1 << 20
+CLIENT_GONE = 499
+"""Counted in place of a status where nobody is left to be answered."""
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -59,6 +62,8 @@ class RequestFrame:
 
         try:
             await self._app(scope, _bounded(scope, receive), send_framed)
+        except ClientDisconnect:
+            status = status or CLIENT_GONE
         except Exception as error:
             if status:
                 logger.exception("request %s broke off", request_id)

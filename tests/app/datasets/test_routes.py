@@ -1,5 +1,6 @@
 """Datasets from upload to deletion."""
 
+import asyncio
 import base64
 import gzip
 import hashlib
@@ -168,3 +169,41 @@ def test_a_form_without_a_file_and_a_broken_body_are_refused(client: TestClient)
         response = client.post("/v1/datasets", content=content)
         assert response.status_code == 422
         assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("is_form", [False, True])
+def test_a_client_that_goes_away_in_mid_upload_leaves_nothing(
+    client: TestClient, store: Path, is_form: bool
+) -> None:
+    dataset_id = made(client)
+    path = "/v1/datasets" if is_form else f"/v1/datasets/{dataset_id}/content"
+    start = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n' if is_form else b""
+    messages = [{"type": "http.request", "body": start + b"x" * (3 << 20), "more_body": True}]
+    sent: list[object] = []
+    scope = {
+        "type": "http",
+        "method": "POST" if is_form else "PUT",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [
+            (b"authorization", client.headers["authorization"].encode()),
+            (b"content-type", b"multipart/form-data; boundary=b" if is_form else b"application/jsonl"),
+        ],
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("t", 80),
+        "root_path": "",
+    }
+
+    async def receive() -> dict[str, object]:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    asyncio.run(client.app(scope, receive, send))
+    assert sent == []
+    assert list((store / "uploads").glob("*")) == []
+    assert client.get(f"/v1/datasets/{dataset_id}").json()["status"] == "awaiting_content"
+    assert len(client.get("/v1/datasets").json()["data"]) == 1
