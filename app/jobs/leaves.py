@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-import pyarrow.parquet as pq
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -90,8 +89,11 @@ def holds_messages(dataset: Dataset) -> bool:
 @lru_cache(maxsize=1024)
 def _has_messages(location: str) -> bool:
     # The footer's bounds of the column tell it, whatever the file's size; a location's content never changes.
+    # Imported late: the server starts without pyarrow.
+    from pyarrow import parquet
+
     with storage().open_read(location) as file:
-        metadata = pq.ParquetFile(file).metadata
+        metadata = parquet.ParquetFile(file).metadata
         column = metadata.schema.to_arrow_schema().names.index("form")
         groups = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
     return any(bounds is not None and bounds.min == "messages" for bounds in groups)
