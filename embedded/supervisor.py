@@ -139,6 +139,8 @@ class Supervisor:
             while any(each.is_running for each in leaving) and time.monotonic() < deadline:
                 self._sleep(_POLL_SECONDS)
             for each in leaving:
+                if each.is_running:
+                    _log.warning("%s did not stop in time and is killed", each.program.name)
                 self._kill(each)
         self._supervised.clear()
         self._record()
