@@ -1,0 +1,64 @@
+"""`python -m workers.sampler` as a process: starts, signs on and off, and takes over from one that died."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from core.database import open_session
+from core.heartbeats import live_workers
+from core.sampling import ALIVE, GROUP, REQUESTS, SamplerClient, SampleRequest, envelope
+from tests.mpo.tiny import write_policy
+from tests.sampler import connect, files_of
+
+CODE = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 60
+
+
+@contextmanager
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    running = subprocess.Popen([sys.executable, "-m", "workers.sampler"], cwd=CODE, stderr=subprocess.DEVNULL)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
+def until(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def signed_on() -> bool:
+    with open_session() as session:
+        return any(worker.slot == "sampler" for worker in live_workers(session))
+
+
+def test_a_process_takes_over_from_a_dead_one_and_signs_off(
+    settings_env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    request = SampleRequest(model=files_of(write_policy(tmp_path / "policy")), prompts=["red"], max_tokens=3)
+    asked = envelope(request, "gone")
+    with connect() as redis:
+        # Taken by a sampler that died before it answered.
+        redis.xadd(REQUESTS, {"body": asked.model_dump_json()})
+        redis.xgroup_create(REQUESTS, GROUP, id="0")
+        assert redis.xreadgroup(GROUP, "wrk_dead", {REQUESTS: ">"})
+        with process() as running:
+            until(lambda: bool(redis.exists(ALIVE)))
+            assert SamplerClient(redis).ask(request).results[0].samples
+            until(lambda: redis.xlen(asked.reply_to) == 1)
+            until(lambda: redis.xlen(REQUESTS) == 0)
+            until(signed_on)
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(PATIENCE_SECONDS) == 0
+        assert not redis.exists(ALIVE)
+    assert not signed_on()
