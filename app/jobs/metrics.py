@@ -57,7 +57,7 @@ def _steps_of(session: Session, owner: str, stage: StageRow) -> dict[int, Values
         elif run_id != stage.run_id:
             # The newest run has reported nothing yet: what it starts from is all that there is.
             found = found.where(Metric.step <= (checkpoint or {}).get("step", 0))
-        steps.update(dict(session.execute(found).tuples().all()))
+        steps.update(dict(session.execute(found).all()))
     return dict(sorted(steps.items()))
 
 

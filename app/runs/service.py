@@ -43,7 +43,7 @@ def read_run(session: Session, owner: str, run_id: str) -> Snapshot:
         progress=run.progress,
         metrics=run.metrics,
         summary=run.summary,
-        artifacts=dict(made.tuples().all()),
+        artifacts=dict(made.all()),
         created_at=run.created_at,
         started_at=run.started_at,
         finished_at=run.finished_at,
