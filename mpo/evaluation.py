@@ -86,7 +86,7 @@ def evaluate(task: StageTask, reporter: Reporter) -> None:
     prompts = choose_prompts(pairs, config, models[0].path, task.seed)
     bases = [model for i, model in enumerate(models) if i == 0 or model.name == "dpo"]
     compared = [(m, b) for m in models for b in bases if m is not b]
-    progress = Progress(reporter, 2 * len(models) + len(compared) + 1)
+    progress = Progress(reporter, len(models) + len(compared) + 2)
     ends = terminators(models[0].path)
     answers = [answer_prompts(model, prompts, config, ends, task.seed, progress) for model in models]
     accuracy = _score(task, answers, pairs, prompts, ends, progress)
@@ -161,13 +161,21 @@ def _score(
     """Fills in the scores of all answers; returns how well the judge tells held-out chosen from rejected."""
     judge = _load(load_reward_model, task.one("judge").path)
     reward_model = _load(load_reward_model, task.one("reward_model").path)
-    for answer in answers:
-        ids = [response.terminated_ids(ends.terminator_id) for response in answer.responses]
-        answer.judge_scores = score_responses(judge, prompts.ids, ids).tolist()
-        answer.training_scores = score_responses(reward_model, prompts.ids, ids).tolist()
-        progress.step({"reward": sum(answer.judge_scores) / len(ids)})
+    rows = [
+        [(number, *r.terminated_ids(ends.terminator_id)) for number, r in enumerate(answer.responses)]
+        for answer in answers
+    ]
+    # Each response once: batches differ in their rounding, and equal responses must tie.
+    distinct = sorted({row for of_model in rows for row in of_model})
+    ids = [prompts.ids[number] for number, *_ in distinct], [response for _, *response in distinct]
+    judge_scores = dict(zip(distinct, score_responses(judge, *ids).tolist(), strict=True))
+    training_scores = dict(zip(distinct, score_responses(reward_model, *ids).tolist(), strict=True))
+    for answer, of_model in zip(answers, rows, strict=True):
+        answer.judge_scores = [judge_scores[row] for row in of_model]
+        answer.training_scores = [training_scores[row] for row in of_model]
+    progress.step({"responses": float(len(distinct))})
     accuracy = judge_accuracy(task, judge, pairs)
-    progress.step({})
+    progress.step({"pairs": float(len(pairs))})
     return accuracy
 
 

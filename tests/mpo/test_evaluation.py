@@ -78,10 +78,11 @@ def test_samples_hold_every_models_response_to_every_prompt(house: Path, tmp_pat
         assert row["responses"][0].keys() == {"model", "text", "finish_reason", "tokens", "score"}
 
 
-def test_a_model_ties_with_itself(house: Path, tmp_path: Path) -> None:
-    evaluate(evaluate_task(house, tmp_path, ("sft", "sft")), RecordingReporter())
-    rate = json.loads((tmp_path / "report.json").read_text())["win_rates"][0]
-    assert (rate["ties"], rate["win_rate"], rate["significant"]) == (12, 0.5, False)
+def test_equal_responses_tie_whatever_batch_they_are_scored_in(house: Path, tmp_path: Path) -> None:
+    evaluate(evaluate_task(house, tmp_path, ("sft", "ppo", "sft")), RecordingReporter())
+    of_ppo, of_itself, _ = json.loads((tmp_path / "report.json").read_text())["win_rates"]
+    assert of_ppo["ties"] < 12
+    assert (of_itself["ties"], of_itself["win_rate"], of_itself["significant"]) == (12, 0.5, False)
 
 
 def test_kl_equals_a_sum_over_the_vocabulary_written_out(house: Path) -> None:
