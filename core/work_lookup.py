@@ -10,6 +10,7 @@ from core.database import Transaction
 from core.errors import NotFound
 from core.states import LIVE
 from core.tables import Artifact, ArtifactReference, BaseModelRow, Dataset, Job, Run, StageRow
+from core.work_items import NewRun
 
 
 def find_work(tx: Transaction, job: Job, stage: StageRow, stages: list[StageRow]) -> str | None:
@@ -77,13 +78,13 @@ def _live_run(tx: Transaction, owner: str, key: str) -> str | None:
     return tx.session.scalar(select(Run.id).where(Run.owner == owner, Run.key == key, Run.state.in_(LIVE)))
 
 
-def _new_run(tx: Transaction, job: Job, stage: StageRow, stages: list[StageRow]) -> queue.NewRun:
+def _new_run(tx: Transaction, job: Job, stage: StageRow, stages: list[StageRow]) -> NewRun:
     by_name = {s.name: s for s in stages}
     inputs = {
         role: [_resolve(tx, job, by_name, source) for source in sources]
         for role, sources in stage.inputs.items()
     }
-    return queue.NewRun(
+    return NewRun(
         kind=stage.kind,
         slot=stage.slot,
         owner=job.owner,

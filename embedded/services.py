@@ -22,6 +22,7 @@ _NOT_INHERITED = frozenset(
     {"PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSERVICE"}
     | {"PGSERVICEFILE", "PGSSLMODE", "PGOPTIONS", "PGDATA", "MPO_ADMIN_KEY"}
 )
+GRACEFUL_API_SECONDS = 3
 _WORKER_GRACE_SECONDS = 30.0
 
 
@@ -49,7 +50,9 @@ class Services:
         return self._python("bootstrap", ("core.bootstrap",), {"MPO_ADMIN_KEY": self.state.api_key()}, tier=1)
 
     def api(self) -> Program:
-        arguments = ("uvicorn", "app.main:app", "--host", HOST, "--port", str(self.port), "--no-access-log")
+        server = ("uvicorn", "app.main:app", "--host", HOST, "--port", str(self.port), "--no-access-log")
+        # Long polls would hold a stop for as long as they wait.
+        arguments = (*server, "--timeout-graceful-shutdown", str(GRACEFUL_API_SECONDS))
         return self._python(API, arguments, _threads(1), tier=2)
 
     def workers(self) -> list[Program]:

@@ -14,7 +14,7 @@ class MPOError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str = "", **facts: object) -> None:
-        self.detail = detail or (self.__doc__ or "").strip().splitlines()[0]
+        self.detail = detail or (self.__doc__ or self.code).strip().splitlines()[0]
         self.facts = facts
         super().__init__(self.detail)
 

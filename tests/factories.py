@@ -11,6 +11,7 @@ from core.api_keys import digest, new_secret, visible_prefix
 from core.database import Transaction, open_transaction
 from core.ids import new_id
 from core.tables import ApiKey, Artifact, Dataset, Job, Run, StageRow
+from core.work_items import NewArtifact
 
 
 def pairs(count: int) -> list[dict[str, str]]:
@@ -84,9 +85,9 @@ def validate(dataset_id: str, scratch: Path) -> None:
     apply_run(claimed.id)
 
 
-def new_artifact(output: str, location: str, size: int = 0, sha256: str = "0" * 64) -> queue.NewArtifact:
+def new_artifact(output: str, location: str, size: int = 0, sha256: str = "0" * 64) -> NewArtifact:
     """An output to publish."""
-    return queue.NewArtifact(
+    return NewArtifact(
         output=output,
         location=location,
         sha256=sha256,

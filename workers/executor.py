@@ -14,10 +14,10 @@ from core import queue
 from core.aftermath import apply_run
 from core.database import open_transaction
 from core.errors import FenceOver
-from core.queue import ClaimedRun
 from core.settings import settings
 from core.states import RunState
 from core.storage import storage
+from core.work_items import ClaimedRun
 from workers import stage_inputs
 from workers.child import run_in_child
 from workers.child_protocol import (

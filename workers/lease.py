@@ -13,9 +13,9 @@ from core.aftermath import report_progress
 from core.comparing import record_rows
 from core.database import open_transaction
 from core.errors import FenceOver
-from core.queue import ClaimedRun
 from core.settings import settings
 from core.states import RunState
+from core.work_items import ClaimedRun
 from workers.child_protocol import Progress, Rows, Warned
 
 FLUSH_SECONDS = 1.0

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from core.queue import ClaimedRun, NewArtifact
 from core.settings import settings
 from core.storage import Storage, StoredFile, files_digest
+from core.work_items import ClaimedRun, NewArtifact
 from mpo.plan import OUTPUTS
 from workers.child_protocol import ChildInput, ChildTask, Done
 

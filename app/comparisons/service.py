@@ -22,6 +22,7 @@ from core.errors import Conflict, NotFound, Unprocessable
 from core.ids import new_id
 from core.states import FINISHED_JOB, DatasetState, JobState
 from core.tables import Artifact, BaseModelRow, Comparison, ComparisonRow, Dataset, StageRow
+from core.work_items import NewRun
 from core.work_lookup import locate_model
 
 DEFAULT_LIMIT = 100
@@ -64,7 +65,7 @@ def create_comparison(tx: Transaction, owner: str, body: ComparisonCreate) -> st
         request=request.model_dump(mode="json"),
         progress=progress_of(0, total),
     )
-    new_run = queue.NewRun(
+    new_run = NewRun(
         kind="compare",
         slot="cpu",
         owner=owner,

@@ -12,6 +12,7 @@ from core.ids import new_id
 from core.states import FINISHED_JOB, DatasetState
 from core.storage import StoredFile
 from core.tables import Artifact, Dataset, Job
+from core.work_items import NewRun
 
 
 class HasOtherContent(Conflict):
@@ -71,7 +72,7 @@ def accept_content(
     return dataset, True
 
 
-def _validation(dataset: Dataset, stored: StoredFile) -> queue.NewRun:
+def _validation(dataset: Dataset, stored: StoredFile) -> NewRun:
     content = {
         "kind": "dataset",
         "id": dataset.id,
@@ -79,7 +80,7 @@ def _validation(dataset: Dataset, stored: StoredFile) -> queue.NewRun:
         "location": stored.name,
         "sha256": stored.sha256,
     }
-    return queue.NewRun(
+    return NewRun(
         kind="validate_dataset",
         slot="cpu",
         owner=dataset.owner,

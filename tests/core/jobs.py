@@ -9,8 +9,8 @@ from core.advance import advance_job
 from core.aftermath import apply_run
 from core.database import open_transaction
 from core.ids import new_id
-from core.queue import ClaimedRun, NewArtifact
 from core.tables import BaseModelRow, Dataset, Job, Run, StageRow
+from core.work_items import ClaimedRun, NewArtifact
 from mpo.config import JobSpec
 from mpo.keys import dataset_key
 from mpo.plan import OUTPUTS, Source, expand, plan_keys, resolve

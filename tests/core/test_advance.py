@@ -10,8 +10,8 @@ from core import queue
 from core.advance import advance_job, cancel_job, lock_job, pause_job, resume_job, stages_of
 from core.aftermath import apply_run, report_progress, unapplied_runs
 from core.database import open_transaction
-from core.queue import ClaimedRun
 from core.tables import Event, Run
+from core.work_items import ClaimedRun
 from tests.core.jobs import (
     claim_next,
     finish,

@@ -9,9 +9,9 @@ from sqlalchemy.exc import IntegrityError
 from core import queue
 from core.database import Transaction, open_transaction
 from core.errors import FenceOver, ForbiddenTransition
-from core.queue import ClaimedRun, NewArtifact, NewRun
 from core.states import TRANSITIONS, RunState
 from core.tables import Artifact, Metric, Run
+from core.work_items import ClaimedRun, NewArtifact, NewRun
 
 pytestmark = pytest.mark.usefixtures("settings_env")
 

@@ -17,9 +17,9 @@ from core import queue
 from core.aftermath import apply_run
 from core.database import open_transaction
 from core.ids import new_id
-from core.queue import NewRun
 from core.storage import storage
 from core.tables import Dataset, Run, WorkerRow
+from core.work_items import NewRun
 
 pytestmark = pytest.mark.usefixtures("settings_env")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core.queue import ClaimedRun
 from core.storage import storage
+from core.work_items import ClaimedRun
 from mpo.config import SplitStage
 from mpo.records import GROUP_FIELD, PAIR_SCHEMA
 from mpo.reporter import StageInput, StageTask

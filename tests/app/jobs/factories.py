@@ -12,9 +12,9 @@ from core import queue
 from core.aftermath import apply_run
 from core.database import open_session, open_transaction
 from core.ids import new_id
-from core.queue import ClaimedRun, NewArtifact
 from core.storage import files_digest, storage
 from core.tables import BaseModelRow, Dataset, Run, StageRow
+from core.work_items import ClaimedRun, NewArtifact
 from mpo.plan import OUTPUTS
 from mpo.records import PreferencePair, write_rows
 
