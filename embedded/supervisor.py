@@ -108,7 +108,8 @@ class Supervisor:
         try:
             self._wait(lambda: not once.is_running, once, seconds)
         finally:
-            self._stop_one(once)
+            self._signal(once)
+            self._kill_at_end_of_grace([once])
             self._record()
         assert once.process is not None
         if once.process.returncode != 0:
@@ -135,13 +136,7 @@ class Supervisor:
             leaving = [each for each in self._supervised.values() if each.program.tier == tier]
             for each in reversed(leaving):
                 self._signal(each)
-            deadline = time.monotonic() + max(each.program.grace_seconds for each in leaving)
-            while any(each.is_running for each in leaving) and time.monotonic() < deadline:
-                self._sleep(_POLL_SECONDS)
-            for each in leaving:
-                if each.is_running:
-                    _log.warning("%s did not stop in time and is killed", each.program.name)
-                self._kill(each)
+            self._kill_at_end_of_grace(leaving)
         self._supervised.clear()
         self._record()
 
@@ -225,12 +220,18 @@ class Supervisor:
             with contextlib.suppress(BlockingIOError):
                 self._wakeup.recv(4096)
 
-    def _stop_one(self, supervised: _Supervised) -> None:
-        self._signal(supervised)
-        deadline = time.monotonic() + supervised.program.grace_seconds
-        while supervised.is_running and time.monotonic() < deadline:
-            self._sleep(_POLL_SECONDS)
-        self._kill(supervised)
+    def _kill_at_end_of_grace(self, leaving: list[_Supervised]) -> None:
+        asked_at = time.monotonic()
+        while leaving:
+            for each in leaving:
+                if not each.is_running:
+                    self._kill(each)
+                elif time.monotonic() - asked_at > each.program.grace_seconds:
+                    _log.warning("%s did not stop in time and is killed", each.program.name)
+                    self._kill(each)
+            leaving = [each for each in leaving if each.is_running]
+            if leaving:
+                self._sleep(_POLL_SECONDS)
 
     @staticmethod
     def _signal(supervised: _Supervised) -> None:
