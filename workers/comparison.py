@@ -108,7 +108,7 @@ class _Comparing:
         """The rows of some prompts, with their scores: by prompt, then model, then response."""
         prompts = [_wire(prompt) for _, prompt in batch]
         samples = [self._sample(files, prompts, batch[0][0]) for files in self._models]
-        scores = [self._score(prompts, of_model) for of_model in samples]
+        scores = self._score(prompts, samples)
         rows: Rows = []
         for place, (index, prompt) in enumerate(batch):
             responses = [
@@ -134,16 +134,26 @@ class _Comparing:
         reply: SampleReply = self._asking.ask(request)
         return [result.samples for result in reply.results]
 
-    def _score(self, prompts: list[Prompt], samples: list[list[SampledText]]) -> list[Scored]:
+    def _score(self, prompts: list[Prompt], samples: list[list[list[SampledText]]]) -> list[list[Scored]]:
+        """Scores by model, then prompt, then response.
+
+        Equal responses to a prompt are scored once: in batches of other lengths their rewards would differ by
+        rounding, and one of them would win.
+        """
         if self._scorer is None:
-            return [[None] * len(of_prompt) for of_prompt in samples]
-        items = [
-            ScoreItem(prompt=_text_or_turns(prompt), response=s.text, terminated=s.finish_reason == "stop")
-            for prompt, of_prompt in zip(prompts, samples, strict=True)
-            for s in of_prompt
+            return [[[None] * len(texts) for texts in of_model] for of_model in samples]
+        items: dict[tuple[int, str, bool], ScoreItem] = {}
+        for of_model in samples:
+            for place, texts in enumerate(of_model):
+                for sample in texts:
+                    prompt = _text_or_turns(prompts[place])
+                    key = _identity(place, sample)
+                    items[key] = ScoreItem(prompt=prompt, response=sample.text, terminated=key[2])
+        rewards = dict(zip(items, self._rewards(self._scorer, list(items.values())), strict=True))
+        return [
+            [[rewards[_identity(place, sample)] for sample in texts] for place, texts in enumerate(of_model)]
+            for of_model in samples
         ]
-        rewards = iter(self._rewards(self._scorer, items))
-        return [[next(rewards) for _ in of_prompt] for of_prompt in samples]
 
     def _rewards(self, scorer: ModelFiles, items: list[ScoreItem]) -> Scored:
         """Rewards of all items; None for one that is too long for the scorer."""
@@ -154,6 +164,10 @@ class _Comparing:
                 raise
             return [None] if len(items) == 1 else [self._rewards(scorer, [item])[0] for item in items]
         return list(reply.rewards)
+
+
+def _identity(place: int, sample: SampledText) -> tuple[int, str, bool]:
+    return place, sample.text, sample.finish_reason == "stop"
 
 
 def _response(model: str, number: int, sample: SampledText, score: float | None) -> dict[str, object]:
