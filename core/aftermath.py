@@ -7,7 +7,7 @@ from sqlalchemy import select, update
 from core.advance import advance_job, jobs_waiting_on, lock_job
 from core.database import Transaction, open_session, open_transaction
 from core.events import write_event
-from core.states import FINISHED_JOB, TERMINAL, DatasetState, JobState, RunState
+from core.states import FINISHED_JOB, LIVE, TERMINAL, DatasetState, JobState, RunState
 from core.tables import Artifact, Comparison, Dataset, Run, StageRow
 
 
@@ -25,7 +25,7 @@ def apply_run(run_id: str) -> None:
             advance_job(tx, job_id)
     with open_transaction() as tx:
         # Tested anew: a state that came after the one that was just carried over must not be skipped.
-        applied = Run.state == run.state, Run.fence == run.fence, Run.state.in_(TERMINAL)
+        applied = Run.state == run.state, Run.fence == run.fence, Run.state.not_in(LIVE)
         tx.session.execute(update(Run).where(Run.id == run_id, *applied).values(applied=True))
 
 
@@ -51,12 +51,9 @@ def report_progress(run_id: str, warnings: Sequence[str] = ()) -> None:
 
 
 def unapplied_runs(tx: Transaction, limit: int) -> list[str]:
-    """Finished runs whose end has not reached their jobs: their worker died in between."""
+    """Runs that ended or were paused, unknown to the jobs that wait for them: a process died in between."""
     statement = (
-        select(Run.id)
-        .where(Run.finished_at.is_not(None), Run.applied.is_(False))
-        .order_by(Run.finished_at)
-        .limit(limit)
+        select(Run.id).where(Run.state.not_in(LIVE), Run.applied.is_(False)).order_by(Run.id).limit(limit)
     )
     return list(tx.session.scalars(statement))
 

@@ -226,7 +226,7 @@ def pause(tx: Transaction, run_id: str) -> bool:
 def resume(tx: Transaction, run_id: str) -> None:
     """Queue a paused run again; raises ForbiddenTransition from any other state."""
     slot = tx.session.scalar(select(Run.slot).where(Run.id == run_id))
-    if slot is None or not _move(tx, run_id, RunState.QUEUED, worker_id=None):
+    if slot is None or not _move(tx, run_id, RunState.QUEUED, worker_id=None, applied=False):
         raise ForbiddenTransition(run_id=run_id)
     tx.to_ring.append(slot)
 

@@ -218,7 +218,7 @@ def _pause(run: Run, stage: PlannedStage, ran: bool) -> str | None:
     """Why the run stops after this stage, and how to go on; None where it goes on."""
     config, request = stage.config, run.request
     if isinstance(config, ScoreStage) and run.summaries[stage.name]["weak"]:
-        what = "the reward model tells chosen from rejected no better than chance, or worse than length alone"
+        what = run.summaries[stage.name]["weak_reason"]
         if config.on_weak == "warn" or request.accept_weak:
             run.say(f"warning: {what}")
         else:

@@ -41,8 +41,8 @@ class Run(Versioned, Base):
         Index("ix_runs_lease", "lease_until", postgresql_where=text("state = 'running'")),
         Index(
             "ix_runs_unapplied",
-            "finished_at",
-            postgresql_where=text("finished_at IS NOT NULL AND NOT applied"),
+            "id",
+            postgresql_where=text("NOT applied AND state NOT IN ('queued', 'running')"),
         ),
         Index("ix_runs_owner_key", "owner", "key"),
     )

@@ -212,9 +212,9 @@ def upgrade() -> None:
     op.create_index(
         "ix_runs_unapplied",
         "runs",
-        ["finished_at"],
+        ["id"],
         unique=False,
-        postgresql_where=sa.text("finished_at IS NOT NULL AND NOT applied"),
+        postgresql_where=sa.text("NOT applied AND state NOT IN ('queued', 'running')"),
     )
     op.create_index(
         "uq_runs_live_key",
@@ -464,7 +464,7 @@ def downgrade() -> None:
     op.drop_index(
         "ix_runs_unapplied",
         table_name="runs",
-        postgresql_where=sa.text("finished_at IS NOT NULL AND NOT applied"),
+        postgresql_where=sa.text("NOT applied AND state NOT IN ('queued', 'running')"),
     )
     op.drop_index("ix_runs_queue", table_name="runs", postgresql_where=sa.text("state = 'queued'"))
     op.drop_index("ix_runs_owner_key", table_name="runs")

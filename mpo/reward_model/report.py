@@ -121,6 +121,18 @@ def is_weak(scored: ScoredPairs) -> bool:
     return best_case < 0
 
 
+def weak_reason(scored: ScoredPairs) -> str:
+    """What a person who decides whether to go on needs to know, in one sentence."""
+    correct = scored.correct()
+    low, high = wilson_interval(float(correct.sum()), len(correct))
+    longer = float(scored.longer().mean())
+    return (
+        "The reward models tell chosen from rejected no better than chance, or worse than length alone: "
+        f"accuracy {correct.mean():.3f} [{low:.3f}, {high:.3f}] on {len(correct)} unseen pairs, "
+        f"response length alone {max(longer, 1 - longer):.3f}"
+    )
+
+
 def _gain_over_length(resamples: Floats) -> Floats:
     """(m, n, 2) of correct and longer -> (m,)."""
     accuracy, longer = np.moveaxis(resamples.mean(axis=1), -1, 0)

@@ -19,7 +19,7 @@ from mpo.policies import load_reward_model, score_head, to_training_device
 from mpo.records import read_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.folds import differing_folds, fold_reports
-from mpo.reward_model.report import ScoredPairs, accuracy_report, is_weak
+from mpo.reward_model.report import ScoredPairs, accuracy_report, is_weak, weak_reason
 from mpo.summaries import write_summary
 from mpo.tokenization import EncodedPair, encode_pairs, load_tokenizer
 
@@ -186,15 +186,16 @@ def score_summary(scored: ScoredPairs, folds: Sequence[int], reporter: Reporter)
     reports = fold_reports(scored, folds)
     for warning in differing_folds(reports):
         reporter.warn(warning)
+    accuracy = accuracy_report(scored)
     weak = is_weak(scored)
-    if weak:
-        reporter.warn(
-            "The reward models tell chosen from rejected no better than chance, or worse than length alone."
-        )
+    reason = weak_reason(scored) if weak else None
+    if reason is not None:
+        reporter.warn(reason)
     return {
         "pairs": len(scored.gaps),
-        **accuracy_report(scored),
+        **accuracy,
         "folds": [report.to_json() for report in reports],
         "scored_by": "cross_fit",
         "weak": weak,
+        "weak_reason": reason,
     }

@@ -107,7 +107,7 @@ def pretend_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def run_stage(task: object, _reporter: object) -> None:
         ran.append(task.config.kind)  # type: ignore[attr-defined]
-        (task.output / "summary.json").write_text('{"weak": true}')  # type: ignore[attr-defined]
+        (task.output / "summary.json").write_text('{"weak": true, "weak_reason": "accuracy 0.51"}')  # type: ignore[attr-defined]
 
     monkeypatch.setattr("mpo.pipeline.run_stage", run_stage)
     return ran
