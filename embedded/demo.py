@@ -1,6 +1,7 @@
 """`mpo demo`: a first job from start to end, through the same client and service that anybody else uses."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,10 +11,9 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from embedded import demo_report as report
-from embedded import stack
 from embedded.errors import DemoFailed
+from embedded.shipped import examples_folder
 from embedded.state import StateFolder
-from embedded.wheels import package_folder
 from mpo_client.client import Client
 from mpo_client.comparisons import Comparison
 from mpo_client.errors import ClientError
@@ -30,6 +30,7 @@ def run(folder: Path, *, port: int, keep: bool) -> None:
 
     Raises StackError: the stack does not start, or the job does not succeed.
     """
+    signal.signal(signal.SIGTERM, _leave)
     examples = _examples()
     state = StateFolder.at(folder)
     with _service(state, port=port, keep=keep) as url, Client(url, state.api_key()) as client:
@@ -81,8 +82,8 @@ def _compare(client: Client, examples: Path, job: Job) -> Comparison:
 
 
 def _examples() -> Path:
-    folder = package_folder("examples")
-    if folder is None or not (folder / "tiny").is_dir():
+    folder = examples_folder()
+    if folder is None:
         raise DemoFailed("the examples are not installed; make them with: make example-data")
     return folder
 
@@ -101,6 +102,18 @@ def _service(state: StateFolder, *, port: int, keep: bool) -> Iterator[str]:
     with log.open("wb") as errors:
         # A session of its own: Ctrl-C ends the demo, which then stops the service in good order.
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+    succeeded = False
+    try:
+        yield _url(process, log)
+        succeeded = True
+    finally:
+        if process.poll() is None and not (keep and succeeded):
+            report.say("stopping the service")
+            process.terminate()
+            process.wait()
+
+
+def _url(process: subprocess.Popen[bytes], log: Path) -> str:
     assert process.stdout is not None
     with process.stdout:
         line = process.stdout.readline().decode()
@@ -109,12 +122,9 @@ def _service(state: StateFolder, *, port: int, keep: bool) -> Iterator[str]:
         raise DemoFailed(f"the service did not start:\n{log.read_text().strip()}")
     url = line.removeprefix("ready ").strip()
     report.say(f"it answers at {url}")
-    succeeded = False
-    try:
-        yield url
-        succeeded = True
-    finally:
-        if not (keep and succeeded):
-            report.say("stopping the service")
-            stack.down(state.root)
-            process.wait()
+    return url
+
+
+def _leave(number: int, _frame: object) -> None:
+    """As Ctrl-C does: on the way out the service is stopped."""
+    raise SystemExit(128 + number)

@@ -10,8 +10,8 @@ import psycopg
 from embedded import unprivileged
 from embedded.errors import StateUnusable
 from embedded.processes import ProcessId, process_id, program_name
+from embedded.shipped import postgres_program
 from embedded.supervisor import Program
-from embedded.wheels import postgres_program
 
 NAME = "postgres"
 INITDB_SECONDS = 60.0

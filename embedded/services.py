@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedded import postgres, valkey
+from embedded.shipped import examples_folder
 from embedded.state import StateFolder
 from embedded.supervisor import Program
-from embedded.wheels import package_folder
 
 API = "api"
 HOST = "127.0.0.1"
@@ -108,6 +108,9 @@ class Services:
             "MPO_SCRATCH": str(self.state.scratch),
             "MPO_EMBEDDED_PID": str(os.getpid()),
             "HF_HUB_OFFLINE": "1",
+            # All share the same cores: a thread that spins at a barrier takes the time of the one it waits for,
+            # and a training step then takes several times as long.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
         }
@@ -119,8 +122,7 @@ def _threads(count: int) -> dict[str, str]:
 
 def _model_folders() -> str:
     """The shipped example model's folder, then those that the user names."""
-    examples = package_folder("examples")
-    shipped = examples / "tiny" if examples else None
+    examples = examples_folder()
     named = (Path(part).absolute() for part in os.environ.get("MPO_MODELS", "").split(os.pathsep) if part)
-    folders = [*([shipped] if shipped and shipped.is_dir() else []), *named]
+    folders = [*([examples / "tiny"] if examples else []), *named]
     return os.pathsep.join(map(str, folders))

