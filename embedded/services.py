@@ -108,8 +108,8 @@ class Services:
             "MPO_SCRATCH": str(self.state.scratch),
             "MPO_EMBEDDED_PID": str(os.getpid()),
             "HF_HUB_OFFLINE": "1",
-            # All share the same cores: a thread that spins at a barrier takes the time of the one it waits for,
-            # and a training step then takes several times as long.
+            # All share the same cores: a thread that spins at a barrier takes the time of the one that
+            # it waits for, and a training step then takes several times as long.
             "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
