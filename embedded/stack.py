@@ -26,6 +26,7 @@ def up(folder: Path, port: int, on_ready: Callable[[str], None]) -> None:
     state = StateFolder.at(folder)
     with state.locked():
         stop_leftovers(state)
+        state.empty_scratch()
         port = _free_port(port)
         supervisor = Supervisor(state.record)
         with supervisor.listening():

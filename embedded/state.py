@@ -143,6 +143,14 @@ class StateFolder:
         except (OSError, ValueError, TypeError):
             return []
 
+    def empty_scratch(self) -> None:
+        """Takes away what killed workers left; only while none runs."""
+        for left in self.scratch.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
+
     def fresh_sockets(self) -> Path:
         """An empty folder for sockets, within the state folder where its path is short enough for them."""
         self.remove_sockets()

@@ -64,6 +64,20 @@ def test_socket_paths_fit_whatever_the_folder(tmp_path: Path, name: str) -> None
     assert not folder.exists()
 
 
+def test_scratch_is_emptied_and_links_are_not_followed(tmp_path: Path) -> None:
+    state = StateFolder.at(tmp_path / "state")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").touch()
+    (state.scratch / "link").symlink_to(tmp_path / "kept")
+    (state.scratch / "file").touch()
+    (state.scratch / "left/deeper").mkdir(parents=True)
+
+    state.empty_scratch()
+
+    assert list(state.scratch.iterdir()) == []
+    assert (tmp_path / "kept/file").exists()
+
+
 def test_a_file_in_place_of_the_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateUnusable, match="File exists"):

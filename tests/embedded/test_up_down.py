@@ -23,10 +23,10 @@ READY_SECONDS = 60
 class Up:
     """A running `mpo up`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int = 0) -> None:
         self.state = StateFolder(folder)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "embedded", "up", "--state", str(folder), "--port", "0"],
+            [sys.executable, "-m", "embedded", "up", "--state", str(folder), "--port", str(port)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -60,11 +60,11 @@ class Up:
 
 
 @pytest.fixture
-def up() -> Iterator[Callable[[Path], Up]]:
+def up() -> Iterator[Callable[..., Up]]:
     with ExitStack() as ending:
 
-        def begin(folder: Path) -> Up:
-            begun = Up(folder)
+        def begin(folder: Path, port: int = 0) -> Up:
+            begun = Up(folder, port)
             ending.callback(begun.end)
             return begun
 
@@ -81,9 +81,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_stacks_run_side_by_side_and_down_stops_all_of_one(
-    up: Callable[[Path], Up], tmp_path: Path
-) -> None:
+def test_two_stacks_run_side_by_side_and_down_stops_all_of_one(up: Callable[..., Up], tmp_path: Path) -> None:
     first, second = up(tmp_path / "first"), up(tmp_path / "second")
     first.wait_until_ready()
     second.wait_until_ready()
@@ -112,7 +110,7 @@ def test_two_stacks_run_side_by_side_and_down_stops_all_of_one(
 
 
 def test_what_a_killed_up_left_is_gone_with_the_next_and_the_state_is_not(
-    up: Callable[[Path], Up], tmp_path: Path
+    up: Callable[..., Up], tmp_path: Path
 ) -> None:
     killed = up(tmp_path).wait_until_ready()
     left = killed.running()
@@ -121,7 +119,8 @@ def test_what_a_killed_up_left_is_gone_with_the_next_and_the_state_is_not(
     killed.process.wait()
     assert all(each.process.is_running() for each in left if each.name in {"postgres", "valkey"})
 
-    following = up(tmp_path).wait_until_ready()
+    # On the port that the first one's API still holds.
+    following = up(tmp_path, int(killed.url.rpartition(":")[2])).wait_until_ready()
 
     assert not any(each.process.is_running() for each in left)
     assert following.state.api_key() == key
