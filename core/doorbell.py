@@ -3,9 +3,7 @@
 import logging
 from collections.abc import Iterable
 from functools import cache
-
-from celery import Celery
-from kombu.exceptions import OperationalError
+from typing import TYPE_CHECKING
 
 from core.settings import settings
 
@@ -13,11 +11,17 @@ RING_EXPIRES_SECONDS = 60
 CONNECT_TIMEOUT_SECONDS = 0.5
 LOOK = "workers.tasks.look"
 
+if TYPE_CHECKING:
+    from celery import Celery
+
 logger = logging.getLogger(__name__)
 
 
 @cache
-def _sender() -> Celery:
+def _sender() -> "Celery":
+    # Late: Celery takes a quarter of a second to import, which a server that starts need not wait for.
+    from celery import Celery
+
     sender = Celery("mpo-doorbell", broker=settings().broker_url)
     sender.conf.update(
         task_ignore_result=True,
@@ -42,7 +46,12 @@ def ring(slots: Iterable[str]) -> None:
 
     Raises nothing where Redis is away: workers look by themselves, and recovery rings again.
     """
-    for slot in dict.fromkeys(slots):
+    asked = dict.fromkeys(slots)
+    if not asked:
+        return
+    from kombu.exceptions import OperationalError
+
+    for slot in asked:
         try:
             _sender().send_task(
                 LOOK,

@@ -7,16 +7,14 @@ easy iff s ≥ γ; of the others, a signed g < 0 with g ≤ -|γ| contradicts it
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import numpy as np
 
 from mpo.config import SplitStage
 from mpo.errors import EmptySplit
 from mpo.gap_index import Floats, GapIndex, SortedGaps
+from mpo.parts import TARGETS, TargetPart
 
-TargetPart = Literal["easy", "difficult", "dropped"]
-TARGETS: tuple[TargetPart, ...] = ("easy", "difficult", "dropped")
 WHY = (
     "at_or_above_threshold",
     "below_threshold",

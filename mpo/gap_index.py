@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mpo.errors import InvalidScores
+from mpo.parts import PARTS, Order, Part
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-Part = Literal["all", "easy", "difficult", "dropped"]
-Order = Literal["gap", "-gap", "abs_gap", "-abs_gap"]
-
-PARTS: tuple[Part, ...] = ("all", "easy", "difficult", "dropped")
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-2, 1e3
 
 

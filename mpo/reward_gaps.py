@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 
 from mpo.errors import InvalidRange
-from mpo.gap_index import Floats, GapIndex, Integers, Part
+from mpo.gap_index import Floats, GapIndex, Integers
 from mpo.intervals import wilson_interval
+from mpo.parts import Part
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 WITHIN = 1.0

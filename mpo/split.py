@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from mpo.config import SplitStage
 from mpo.errors import EmptySplit, InvalidScores
-from mpo.gap_cuts import TARGETS, WHY, Cut, SplitPreview, cut_gaps, preview_split
-from mpo.gap_index import Floats, GapIndex, Integers, Part, Scores, SortedGaps, fit_temperature, read_scores
+from mpo.gap_cuts import WHY, Cut, SplitPreview, cut_gaps, preview_split
+from mpo.gap_index import Floats, GapIndex, Integers, Scores, SortedGaps, fit_temperature, read_scores
+from mpo.parts import TARGETS, Part
 from mpo.records import GAP_FIELD, parquet_writer, stream_batches
 from mpo.reporter import Reporter, StageTask
 from mpo.summaries import write_summary

@@ -8,26 +8,18 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from app.artifacts.queries import PairQuery
 from app.artifacts.schemas import PairView
 from app.artifacts.scored_job import ScoredJob
 from app.pagination import Page
 from core.errors import Unprocessable
-from mpo.gap_cuts import TARGETS, WHY, TargetPart, cut_gaps
-from mpo.gap_index import Floats, Integers, Order, Part
+from mpo.gap_cuts import WHY, cut_gaps
+from mpo.gap_index import Floats, Integers
+from mpo.parts import TARGETS, Order, Part, TargetPart
 from mpo.records import load_content, read_rows
 from mpo.split import match_scores
 
 FLIPPED = "negative_flip"
-
-
-@dataclass(frozen=True)
-class PairQuery:
-    """Which page is asked for. order: None = the data's; after: the id of the page before's last pair."""
-
-    part: Part = "all"
-    order: Order | None = None
-    after: str | None = None
-    limit: int = 20
 
 
 class PairSource(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from app.artifacts.schemas import RewardGaps
-from mpo.gap_cuts import TARGETS, TargetPart
+from mpo.parts import TARGETS, TargetPart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

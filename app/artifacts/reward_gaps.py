@@ -1,27 +1,18 @@
 """The reward gaps of a job: their histogram, and what another split would give."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
+from app.artifacts.queries import GapQuery
 from app.artifacts.schemas import PartView, RewardGaps, SplitPreviewView
 from app.artifacts.scored_job import ScoredJob
 from core.errors import Unprocessable
 from mpo.config import SplitStage
-from mpo.gap_cuts import TARGETS, Cut, SplitPreview, TargetPart, cut_gaps, preview_split
-from mpo.gap_index import Floats, GapIndex, Part, SortedGaps
+from mpo.gap_cuts import Cut, SplitPreview, cut_gaps, preview_split
+from mpo.gap_index import Floats, GapIndex, SortedGaps
+from mpo.parts import TARGETS, Part, TargetPart
 from mpo.reward_gaps import reward_gap_histogram
-
-
-@dataclass(frozen=True)
-class GapQuery:
-    """Which histogram is asked for. lower, upper: ends of the bins, in reward units; None = the extremes."""
-
-    bins: int = 40
-    lower: float | None = None
-    upper: float | None = None
-    part: Part = "all"
 
 
 def read_reward_gaps(scored: ScoredJob, query: GapQuery) -> RewardGaps:

@@ -1,4 +1,7 @@
-"""Artifacts, and what is read out of a job's, over HTTP."""
+"""Artifacts, and what is read out of a job's, over HTTP.
+
+What computes (NumPy, Arrow) is imported by the first request that needs it: a server starts without.
+"""
 
 from typing import Annotated
 
@@ -6,8 +9,9 @@ from fastapi import APIRouter, Header, Query, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.artifacts import pairs, pictures, reward_gaps, service
+from app.artifacts import pictures, service
 from app.artifacts.negotiation import MEDIA_TYPES, Format, accepted_format
+from app.artifacts.queries import GapQuery, PairQuery
 from app.artifacts.schemas import ArtifactView, PairView, RewardGaps, SplitPreviewView
 from app.artifacts.scored_job import find_scored_job
 from app.dependencies import ReadCaller, SessionDep
@@ -16,7 +20,7 @@ from app.problems import responses
 from app.streams import PollDep, Snapshot, versions_of
 from core.database import open_session
 from core.states import FINISHED_JOB
-from mpo.gap_index import Order, Part
+from mpo.parts import Order, Part
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 job_router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["reward gaps"])
@@ -56,7 +60,9 @@ async def read_reward_gaps(
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Read the histogram of the pairs' reward gaps: as JSON, as a table (CSV), or drawn (PNG, SVG)."""
-    query = reward_gaps.GapQuery(bins, lower, upper, part)
+    from app.artifacts import reward_gaps
+
+    query = GapQuery(bins, lower, upper, part)
     form = format or accepted_format(accept)
 
     def read(session: Session) -> Snapshot:
@@ -79,6 +85,8 @@ def preview_split(
     easy_fraction: Share = None,
 ) -> SplitPreviewView:
     """Preview another split: by threshold, quantile or easy_fraction; the job's own where none is given."""
+    from app.artifacts import reward_gaps
+
     scored = find_scored_job(session, caller.owner, job_id)
     split = reward_gaps.preview_config(
         scored, threshold=threshold, quantile=quantile, easy_fraction=easy_fraction
@@ -97,11 +105,15 @@ def list_pairs(
     limit: Limit = 20,
 ) -> Page[PairView]:
     """List the scored pairs with their rewards, and the part of the split that each belongs to."""
+    from app.artifacts import pairs
+
     scored = find_scored_job(session, caller.owner, job_id)
-    return pairs.list_pairs(scored, pairs.PairQuery(part, order, after, limit))
+    return pairs.list_pairs(scored, PairQuery(part, order, after, limit))
 
 
-def _shown(owner: str, job_id: str, query: reward_gaps.GapQuery, form: Format) -> Response:
+def _shown(owner: str, job_id: str, query: GapQuery, form: Format) -> Response:
+    from app.artifacts import reward_gaps
+
     with open_session() as session:
         scored = find_scored_job(session, owner, job_id)
     gaps = reward_gaps.read_reward_gaps(scored, query)

@@ -5,8 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from app.wire import Seconds, View
-from mpo.gap_cuts import TargetPart
-from mpo.gap_index import Part
+from mpo.parts import Part, TargetPart
 
 
 class Turn(BaseModel):

@@ -4,6 +4,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -15,8 +16,10 @@ from core.states import StageState
 from core.storage import storage
 from core.tables import Artifact, Job, StageRow
 from mpo.config import SplitStage
-from mpo.gap_cuts import TARGETS
-from mpo.gap_index import GapIndex, Scores, index_scores, open_index, read_scores
+from mpo.parts import TARGETS
+
+if TYPE_CHECKING:
+    from mpo.gap_index import GapIndex, Scores
 
 
 class NotScoredYet(Conflict):
@@ -40,11 +43,13 @@ class ScoredJob:
     data: Path
     parts: dict[str, Path] | None
 
-    def index(self) -> GapIndex:
+    def index(self) -> "GapIndex":
         """The gaps in order: of the split's own index, else in memory."""
+        from mpo.gap_index import open_index
+
         return open_index(self.parts["gaps"]) if self.parts else _indexed(self.scores)
 
-    def read_scores(self) -> Scores:
+    def read_scores(self) -> "Scores":
         """The rewards of every pair."""
         return _scores(self.scores)
 
@@ -75,13 +80,17 @@ def find_scored_job(session: Session, owner: str, job_id: str) -> ScoredJob:
 
 
 @lru_cache(maxsize=4)
-def _scores(path: Path) -> Scores:
+def _scores(path: Path) -> "Scores":
+    from mpo.gap_index import read_scores
+
     # An artifact never changes, so neither does what was read from it.
     return read_scores(path)
 
 
 @lru_cache(maxsize=4)
-def _indexed(path: Path) -> GapIndex:
+def _indexed(path: Path) -> "GapIndex":
+    from mpo.gap_index import index_scores
+
     return index_scores(_scores(path))
 
 

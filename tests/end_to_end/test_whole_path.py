@@ -152,7 +152,7 @@ def test_a_job_waits_for_a_person_after_the_split_and_goes_on_with_their_thresho
 def test_a_killed_gpu_worker_in_dpo_costs_no_job(
     stack: RunningStack, dataset: str, job: dict[str, Any]
 ) -> None:
-    method = {**QUICK_METHOD, "dpo": {"epochs": 30, "checkpoint_seconds": 0}}
+    method = {**QUICK_METHOD, "dpo": {"epochs": 12, "checkpoint_seconds": 0}}
     submitted = stack.submit(spec(dataset, method=method))
     path = f"/v1/jobs/{submitted['id']}"
     deadline = time.monotonic() + 120
