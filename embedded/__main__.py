@@ -6,4 +6,5 @@ from embedded.commands import register
 
 app = typer.Typer(no_args_is_help=True)
 register(app)
-app()
+if __name__ == "__main__":
+    app()
