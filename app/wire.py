@@ -23,8 +23,8 @@ def _seconds(value: object) -> object:
 
 
 def _storable(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("should hold no NUL character")
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("should hold no NUL character and no lone surrogate")
     return value
 
 

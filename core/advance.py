@@ -157,6 +157,10 @@ def _apply_run(tx: Transaction, job: Job, stage: StageRow) -> None:
 
 def _succeed(tx: Transaction, job: Job, stage: StageRow, *, cached: bool) -> None:
     artifacts = hold_artifacts(tx, job, stage)
+    if not artifacts:
+        # Deleted between its publication and now: the work is looked for anew.
+        stage.status, stage.run_id = StageState.WAITING, None
+        return
     run = tx.session.get_one(Run, next(iter(artifacts.values())).run_id, populate_existing=True)
     stage.status, stage.cached = StageState.SUCCEEDED, cached
     stage.artifacts = {output: artifact.id for output, artifact in artifacts.items()}
@@ -182,12 +186,7 @@ def _datasets_ready(tx: Transaction, job: Job, stages: list[StageRow]) -> bool:
 def _passes_gate(tx: Transaction, job: Job, stages: list[StageRow]) -> bool:
     """Apply on_weak to a score stage that found its reward models no better than chance or length."""
     for stage in stages:
-        weak = (
-            stage.kind == "score"
-            and stage.status == StageState.SUCCEEDED
-            and (stage.summary or {}).get("weak")
-        )
-        if not weak or job.accepts_weak:
+        if not _is_weak(job, stage):
             continue
         what, message = stage.config.get("on_weak"), str((stage.summary or {}).get("weak_reason", ""))
         if what == "fail":
@@ -235,7 +234,15 @@ def _held_names(job: Job, stages: list[StageRow]) -> set[str]:
     held = {s.name for s in stages if s.name in job.pause_after and s.name not in job.pauses_taken}
     if job.pause and job.pause["stage"]:
         held.add(job.pause["stage"])
+    # Also where the job pauses for another reason already.
+    held |= {s.name for s in stages if _is_weak(job, s) and s.config.get("on_weak") == "pause"}
     return held
+
+
+def _is_weak(job: Job, stage: StageRow) -> bool:
+    """Whether the stage found its reward models weak, and nobody has accepted that for this job."""
+    scored = stage.kind == "score" and stage.status == StageState.SUCCEEDED
+    return scored and bool((stage.summary or {}).get("weak")) and not job.accepts_weak
 
 
 def _needs(stage: StageRow) -> set[str]:

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.dialects.postgresql import insert as upsert
 
@@ -38,21 +39,27 @@ def register_model(tx: Transaction, folder: Path, *, name: str, owner: str = ADM
         raise Unprocessable(
             f"The folder of {name} needs config.json and safetensors weights", loc=("body", "path")
         )
-    config = json.loads(config_file.read_text())
+    try:
+        values = _described(folder, json.loads(config_file.read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Unprocessable(
+            f"The configuration of {name} cannot be read: {type(error).__name__}", loc=("body", "path")
+        ) from error
+    values |= {"name": name, "owner": owner, "deleted_at": None}
+    statement = upsert(BaseModelRow).values(values)
+    tx.session.execute(statement.on_conflict_do_update(index_elements=[BaseModelRow.name], set_=values))
+    return tx.session.get_one(BaseModelRow, name, populate_existing=True)
+
+
+def _described(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     scores = any("SequenceClassification" in a for a in config.get("architectures") or [])
-    values = {
-        "name": name,
+    return {
         "kind": "reward_model" if scores else "policy",
         "path": str(folder.resolve()),
         "sha256": folder_digest(folder),
         "context_tokens": int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS),
         "has_chat_template": _has_chat_template(folder),
-        "owner": owner,
-        "deleted_at": None,
     }
-    statement = upsert(BaseModelRow).values(values)
-    tx.session.execute(statement.on_conflict_do_update(index_elements=[BaseModelRow.name], set_=values))
-    return tx.session.get_one(BaseModelRow, name, populate_existing=True)
 
 
 def _has_chat_template(folder: Path) -> bool:

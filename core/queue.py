@@ -122,7 +122,8 @@ def record_checkpoint(tx: Transaction, claimed: ClaimedRun, location: str, step:
 
     Progress has been made, so the counters of crashes and lost leases start anew.
     """
-    held = tx.session.scalar(select(Run.checkpoint).where(Run.id == claimed.id).with_for_update())
+    stands = select(Run.checkpoint, Run.state).where(Run.id == claimed.id).with_for_update()
+    held, state = tx.session.execute(stands).one()
     _update_held(
         tx,
         claimed,
@@ -131,6 +132,9 @@ def record_checkpoint(tx: Transaction, claimed: ClaimedRun, location: str, step:
         crashes_without_progress=0,
         leases_lost_without_progress=0,
     )
+    if state == RunState.PAUSED:
+        # A run of another job may have started from the one that this replaces.
+        return None
     replaced = held["location"] if held else None
     ours = f"runs/{claimed.id}/{claimed.fence}/"
     return replaced if replaced and replaced.startswith(ours) and replaced != location else None

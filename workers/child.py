@@ -4,6 +4,7 @@ One pipe carries reports to the worker; a second one, of which only the worker h
 the child by its end that the worker is gone.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -65,7 +66,10 @@ def _listen(
     while True:
         if kill_at == float("inf") and (abort() or stop()):
             _signal_group(process.pid, signal.SIGTERM)
-            kill_at = time.monotonic() + (KILL_AFTER_SECONDS if abort() else STOP_WITHIN_SECONDS)
+            kill_at = time.monotonic() + STOP_WITHIN_SECONDS
+        if abort():
+            # Also a child that was asked to stop first.
+            kill_at = min(kill_at, time.monotonic() + KILL_AFTER_SECONDS)
         if time.monotonic() > kill_at:
             return None if abort() else Stopped()
         if not pipe.poll(POLL_SECONDS):
@@ -81,7 +85,9 @@ def _listen(
             return report
         on_report(report)
         if isinstance(report, Checkpointed):
-            pipe.send(None)
+            # A child that died meanwhile is noticed by the next look at the pipe, as a crash.
+            with contextlib.suppress(OSError):
+                pipe.send(None)
 
 
 def _signal_group(pid: int | None, number: int) -> None:

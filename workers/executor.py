@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Condition, Event, Thread
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import queue
 from core.aftermath import apply_run
@@ -84,6 +85,8 @@ class Executor:
                 self.look()
             except SQLAlchemyError as error:
                 logger.warning("the database is away: %s", type(error).__name__)
+            except Exception:  # a border: a defect must not cost the process its slot
+                logger.exception("slot %s", self._slot)
             self._wait_for_a_ring(heard)
 
     def _wait_for_a_ring(self, heard: int) -> None:
@@ -139,6 +142,10 @@ class Performance:
                 return
         except OSError as error:
             outcome = Failed("storage_failed", f"The store: {error}", retryable=False)
+        except (EOFError, ValueError) as error:
+            # The fork server went down while a child was started, or a row names no location.
+            logger.exception("run %s", self._claimed.id)
+            outcome = Failed("internal_error", f"{type(error).__name__}: {error}", retryable=True)
         self._settle(outcome)
 
     def _child(self, task: ChildTask) -> Outcome | None:
@@ -210,7 +217,7 @@ class Performance:
         while True:
             try:
                 write()
-            except SQLAlchemyError as error:
+            except (OperationalError, InterfaceError, PoolTimeout) as error:
                 logger.warning("run %s: the database is away: %s", self._claimed.id, error)
                 self._stopping.wait(DATABASE_RETRY_SECONDS)
                 if self._stopping.is_set():

@@ -32,7 +32,7 @@ class LeaseKeeper:
     def __init__(self, claimed: ClaimedRun, read_log: Callable[[], str]) -> None:
         self._claimed, self._read_log = claimed, read_log
         self.lost, self.lost_to = Event(), ""
-        self._ended, self._lock = Event(), Lock()
+        self._ended, self._lock, self._flushing = Event(), Lock(), Lock()
         self._progress: Progress | None = None
         self._metrics: dict[int, dict[str, float]] = {}
         self._warnings: list[str] = []
@@ -63,6 +63,11 @@ class LeaseKeeper:
 
     def flush(self) -> None:
         """Write what was noted; raises FenceOver, SQLAlchemyError. What could not be written is kept."""
+        # A publisher's flush waits for one that is under way: after it, everything is written.
+        with self._flushing:
+            self._flush()
+
+    def _flush(self) -> None:
         with self._lock:
             progress, metrics, rows = self._progress, self._metrics, self._rows
             warnings = self._warnings
@@ -109,14 +114,17 @@ class LeaseKeeper:
         renew_at = time.monotonic() + settings().renew_seconds
         while not self._ended.wait(min(FLUSH_SECONDS, settings().renew_seconds)):
             try:
-                self.flush()
                 if time.monotonic() >= renew_at:
                     with open_transaction() as tx:
                         queue.renew(tx, self._claimed)
                     renew_at = time.monotonic() + settings().renew_seconds
+                self.flush()
             except FenceOver as over:
                 self.lost_to = str(over.facts.get("state") or RunState.CANCELLED)
                 self.lost.set()
-                return
+                if self.lost_to != RunState.PAUSED:
+                    return
+                # A paused run may still be cancelled: the next renewal tells.
+                renew_at = 0.0
             except SQLAlchemyError as error:
                 logger.warning("run %s: the database is away: %s", self._claimed.id, type(error).__name__)

@@ -69,7 +69,10 @@ class Recovery:
             tx.to_ring.extend(_slots_with_work(tx))
         for run_id in dict.fromkeys([*expired, *left_behind]):
             logger.info("recovery: run %s", run_id)
-            apply_run(run_id)
+            try:
+                apply_run(run_id)
+            except Exception:  # a border: one run that cannot be carried on must not keep the others
+                logger.exception("recovery: run %s", run_id)
 
 
 def _slots_with_work(tx: Transaction) -> list[str]:

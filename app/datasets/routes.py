@@ -169,7 +169,9 @@ def list_rows(dataset_id: str, caller: ReadCaller, storage: StorageDep, page: Ro
     with open_session() as session:
         dataset = service.get_dataset(session, caller.owner, dataset_id)
     with TemporaryDirectory() as scratch:
-        return rows.rows_page(_rows_file(dataset, storage, Path(scratch)), dataset.kind, page)
+        return rows.rows_page(
+            _rows_file(dataset, storage, Path(scratch) / "rows.parquet"), dataset.kind, page
+        )
 
 
 @router.get("/{dataset_id}/report", responses=responses(404, 409))

@@ -44,8 +44,8 @@ def list_jobs(
         statement = statement.where(Job.method_type == method)
     if dataset is not None:
         statement = statement.where((Job.dataset_id == dataset) | (Job.eval_dataset_id == dataset))
-    if labels:
-        statement = statement.where(Job.labels.contains(dict(map(_label, labels))))
+    for label in labels:
+        statement = statement.where(Job.labels.contains(dict([_label(label)])))
     if page.after is not None:
         statement = statement.where(Job.id < page.after if page.descending else Job.id > page.after)
     statement = statement.order_by(Job.id.desc() if page.descending else Job.id.asc())

@@ -10,7 +10,7 @@ from app.models.schemas import FileView
 from core.errors import ServiceError
 from core.storage import Storage
 
-RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
 
 
 class RangeNotSatisfiable(ServiceError):

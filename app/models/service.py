@@ -41,8 +41,12 @@ def get_model(session: Session, owner: str, name: str) -> ModelView:
 def allowed_folder(path: str) -> Path:
     """The folder that a path leads to, links followed; raises Unprocessable outside the allowed roots."""
     roots = [root.resolve() for root in settings().allowed_model_roots]
-    folder = Path(path).resolve()
-    if not any(folder.is_relative_to(root) for root in roots) or not folder.is_dir():
+    try:
+        folder = Path(path).resolve()
+        usable = any(folder.is_relative_to(root) for root in roots) and folder.is_dir()
+    except (OSError, ValueError):  # a name too long for the file system, or one that it cannot spell
+        usable = False
+    if not usable:
         raise Unprocessable("Should be a model folder below one of MPO_MODEL_ROOTS", loc=("body", "path"))
     return folder
 

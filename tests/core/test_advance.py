@@ -10,7 +10,7 @@ from core import queue
 from core.advance import advance_job, cancel_job, lock_job, pause_job, resume_job, stages_of
 from core.aftermath import apply_run, report_progress, unapplied_runs
 from core.database import open_transaction
-from core.tables import Event, Run
+from core.tables import Event, Job, Run
 from core.work_items import ClaimedRun
 from tests.core.jobs import (
     claim_next,
@@ -156,10 +156,11 @@ def test_a_pause_after_the_split_holds_what_depends_on_it_and_no_more() -> None:
     assert job_row(job_id).status == "succeeded"
 
 
-def score_weakly(method: dict[str, object]) -> str:
+def score_weakly(method: dict[str, object], pause: dict[str, str] | None = None) -> str:
     job_id = new_job(ready_dataset(), method=method)
     run_to_the_end(stop_before="score")
     with open_transaction() as tx:
+        tx.session.get_one(Job, job_id).pause = pause
         of_score = select(Run).where(Run.kind == "score")
         run = tx.session.scalars(of_score).one()
         names = ClaimedRun.__dataclass_fields__
@@ -178,6 +179,29 @@ def test_a_weak_reward_model_pauses_the_job_by_default_and_a_resume_accepts_it()
     resume(job_id)
     assert run_to_the_end()[0] == "split"
     assert job_row(job_id).status == "succeeded"
+
+
+def test_a_weak_reward_model_holds_a_job_that_pauses_for_another_reason_already() -> None:
+    earlier = {"reason": "pause_after", "stage": "reward_model", "message": "look at it"}
+    job_id = score_weakly({"type": "mpo", "score": {"folds": 2}}, pause=earlier)
+    run_to_the_end()
+    assert stage_rows(job_id)["split"].status == "waiting"
+    assert job_row(job_id).pause == earlier
+    resume(job_id)
+    run_to_the_end()
+    assert stage_rows(job_id)["split"].status == "waiting"
+    assert (job_row(job_id).pause or {})["reason"] == "weak_reward_model"
+
+
+def test_a_stage_whose_artifacts_are_gone_when_its_run_is_applied_is_done_again() -> None:
+    job_id = new_job(ready_dataset())
+    claimed = claim_next()
+    assert claimed is not None
+    with open_transaction() as tx:
+        queue.publish(tx, claimed, [], {})
+    apply_run(claimed.id)
+    assert stage_rows(job_id)["hold_out"].status == "queued"
+    assert len(run_to_the_end()) == ALL_STAGES
 
 
 def test_a_weak_reward_model_fails_the_job_that_asks_for_it() -> None:

@@ -235,3 +235,15 @@ def test_the_database_allows_the_same_transitions_as_the_code(source: RunState, 
     else:
         with open_transaction() as tx, pytest.raises(IntegrityError):
             move(tx, target)
+
+
+def test_the_checkpoint_that_a_paused_run_replaces_is_kept_for_who_started_from_it() -> None:
+    run_id = enqueue(key=KEY)
+    claimed = claim()
+    with open_transaction() as tx:
+        queue.record_checkpoint(tx, claimed, f"runs/{run_id}/1/checkpoints/1", 1)
+    with open_transaction() as tx:
+        queue.pause(tx, run_id)
+    enqueue(key=KEY)
+    with open_transaction() as tx:
+        assert queue.record_checkpoint(tx, claimed, f"runs/{run_id}/1/checkpoints/2", 2) is None
