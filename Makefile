@@ -32,7 +32,7 @@ format: install ## Put the code into the project's format.
 	@$(PY) -m ruff format .
 
 test: lint ## Everything that must hold before a change lands.
-	@$(PY) -m pytest
+	@$(PY) -m pytest --numprocesses=2 --dist=loadfile
 
 demo: install ## Train a tiny model from start to end on this machine.
 	@$(PY) -m mpo_client.cli demo
