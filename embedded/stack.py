@@ -35,7 +35,7 @@ def up(folder: Path, port: int, on_ready: Callable[[str], None]) -> None:
                 on_ready(f"http://{HOST}:{port}")
                 supervisor.serve()
             except StopAsked:
-                pass
+                pass  # how serving ends: by SIGTERM, Ctrl-C or `mpo down`
             finally:
                 supervisor.stop()
                 state.remove_sockets()

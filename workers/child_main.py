@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from mpo.config import Stage
 from mpo.errors import StageInterrupted
 from mpo.reporter import StageInput, StageTask
-from workers.child_protocol import Checkpointed, ChildTask, Done, Failed, Progress, Rows, Stopped, Warned
+from workers.child_protocol import Checkpointed, ChildTask, Done, Progress, Rows, Stopped, Warned
 from workers.failures import failed
 
 NAMED_LIBRARIES = ("torch", "transformers", "trl", "numpy", "pyarrow")
@@ -169,6 +169,3 @@ def _log_to(path: Path) -> None:
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     os.close(descriptor)
-
-
-__all__ = ["Failed", "PipeReporter", "main"]

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from app.jobs.schemas import CreateJob
 from core.errors import Unprocessable
 from core.tables import StageRow
-from mpo.config import MPOMethod, SplitStage, Stage
+from mpo.config import MPOMethod, Stage
 from mpo.plan import PlannedStage, Source, expand, resolve
 
 _STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
@@ -56,11 +56,6 @@ def planned_stages(rows: Iterable[StageRow]) -> list[PlannedStage]:
         PlannedStage(row.name, _STAGE.validate_python(row.config), _sources(row.inputs), row.seed)
         for row in rows
     ]
-
-
-def split_of(method: Mapping[str, Any]) -> SplitStage:
-    """The split that a job's resolved method asks for."""
-    return SplitStage.model_validate(method["split"])
 
 
 def _sources(inputs: Mapping[str, list[dict[str, str]]]) -> dict[str, tuple[Source, ...]]:

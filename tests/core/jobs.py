@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from app.jobs.planning import stage_row
 from core import queue
 from core.advance import advance_job
 from core.aftermath import apply_run
@@ -79,20 +80,7 @@ def new_job(dataset_id: str, method: dict[str, Any] | None = None, **spec: Any) 
         )
         tx.session.flush()
         for position, stage in enumerate(stages):
-            tx.session.add(
-                StageRow(
-                    job_id=job_id,
-                    name=stage.name,
-                    position=position,
-                    rank=stage.rank,
-                    kind=stage.kind,
-                    slot=stage.config.slot,
-                    config=stage.config.model_dump(mode="json"),
-                    inputs={role: [vars(s) for s in sources] for role, sources in stage.inputs.items()},
-                    seed=stage.seed,
-                    key=keys[stage.name],
-                )
-            )
+            tx.session.add(stage_row(job_id, position, stage, keys[stage.name]))
         tx.session.flush()
         advance_job(tx, job_id)
     return job_id
