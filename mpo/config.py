@@ -1,62 +1,25 @@
-"""Configuration of stages, presets and jobs: the API's schema, the library's arguments and the record.
+"""Configuration of stages: the API's schema, the library's arguments and the record.
 
 Each class is one kind of stage. `revision` is raised by hand when a stage's results change for the same
 configuration; it is part of the stage's key. Fields marked neutral cannot change a result and stay out of it.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from mpo.training_config import (
+    NEUTRAL,
+    Finite,
+    HalfFraction,
+    LearningRate,
+    OpenFraction,
+    Slot,
+    StageConfig,
+    Strict,
+    TrainingConfig,
 )
-
-NEUTRAL: dict[str, Any] = {"neutral": True}
-Slot = Literal["cpu", "gpu"]
-OpenFraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-LearningRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-class Strict(BaseModel):
-    """Frozen; unknown keys refused; NaN and infinities refused where a field says so."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StageConfig(Strict):
-    """What all kinds of stages share."""
-
-    revision: ClassVar[int] = 1
-    slot: ClassVar[Slot] = "gpu"
-
-
-class TrainingConfig(StageConfig):
-    """What all stages that train or run a model share."""
-
-    learning_rate: LearningRate = Field(
-        2e-5, description="Peak learning rate of AdamW; falls linearly to 0, without warm-up."
-    )
-    epochs: PositiveInt = Field(1, description="Passes over the data.")
-    max_steps: PositiveInt | None = Field(None, description="Optimizer steps at most; null = no limit.")
-    batch_pairs: PositiveInt = Field(16, description="Rows (pairs; texts in SFT) an optimizer step.")
-    max_prompt_tokens: PositiveInt | None = Field(
-        None,
-        description="Prompts are cut at their beginning to this. Null = half the context, at most 1,024.",
-    )
-    max_response_tokens: PositiveInt | None = Field(
-        None,
-        description="Responses are cut at their end to this. Null = a quarter of the context, at most 512.",
-    )
-    checkpoint_seconds: NonNegativeFloat = Field(
-        300.0, description="Seconds between checkpoints; 0 = at every step.", json_schema_extra=NEUTRAL
-    )
 
 
 class HoldOutStage(StageConfig):
@@ -68,7 +31,7 @@ class HoldOutStage(StageConfig):
 
 
 class SFTStage(TrainingConfig):
-    """Cross-entropy on the tokens of the chosen responses."""
+    """Cross-entropy on the tokens of the chosen responses, or of texts."""
 
     kind: Literal["sft"] = "sft"
 
@@ -77,10 +40,16 @@ class RewardModelStage(TrainingConfig):
     """Bradley-Terry reward model: backbone and a scalar head read at the last real token."""
 
     kind: Literal["reward_model"] = "reward_model"
-    engine: Literal["trl"] = Field("trl", description="Training engine.")
+    engine: Literal["native", "trl"] = Field("native", description="Training engine.")
     backbone: Literal["model", "sft"] = Field("model", description="What the reward model starts from.")
     learning_rate: LearningRate = Field(
         1e-4, description="Peak learning rate of AdamW; falls linearly to 0, without warm-up."
+    )
+    margin: bool = Field(True, description="Ask for at least the gap that the column margin names.")
+    weight: bool = Field(True, description="Weigh each pair's loss by the column weight.")
+    label_smoothing: HalfFraction = Field(0.0, description="Share of labels taken to be wrong.")
+    centring: NonNegativeFloat = Field(
+        0.0, description="Weight of (r_chosen + r_rejected)², which keeps rewards near 0; 0.01 is usual."
     )
     fold: PositiveInt | None = Field(None, description="Train without this fold (from 1); null = on all.")
     folds: PositiveInt | None = Field(None, description="Number of folds that `fold` counts in.")
@@ -99,13 +68,26 @@ class RewardModelStage(TrainingConfig):
             raise ValueError(f"fold {self.fold} of {self.folds}")
         return self
 
+    @model_validator(mode="after")
+    def _engine_can(self) -> Self:
+        if self.engine == "trl" and self.label_smoothing > 0:
+            raise ValueError("label_smoothing needs engine native: TRL's reward loss has none")
+        return self
+
 
 class ScoreStage(TrainingConfig):
     """Rewards and gap of every training pair, by a reward model that has not seen it."""
 
     kind: Literal["score"] = "score"
-    scheme: Literal["cross_fit"] = Field(
-        "cross_fit", description="Each pair is scored by the fold that has not seen it."
+    scheme: Literal["cross_fit", "held_out", "in_sample"] = Field(
+        "cross_fit",
+        description="Who scores a pair: the fold's model that has not seen it; or a model trained on half of "
+        "the prompt groups scores the other half, and only that half is split; or the final reward model, "
+        "which takes its own training pairs for easy.",
+    )
+    calibration: Literal["none", "temperature"] = Field(
+        "none",
+        description="Divide each fold's rewards by the temperature that makes its gaps fit its labels.",
     )
     folds: int = Field(3, ge=2, le=20, description="Number of reward models that share the scoring.")
     on_weak: Literal["pause", "warn", "fail"] | None = Field(
@@ -148,12 +130,53 @@ class DPOStage(TrainingConfig):
     """Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290)."""
 
     kind: Literal["dpo"] = "dpo"
-    engine: Literal["trl"] = Field("trl", description="Training engine.")
+    engine: Literal["native", "trl"] = Field("native", description="Training engine.")
     learning_rate: LearningRate = Field(
         1e-6, description="Peak learning rate of AdamW; falls linearly to 0, without warm-up."
     )
     beta: PositiveFloat = Field(0.1, description="Inverse temperature of the implicit reward.")
-    loss: Literal["sigmoid"] = Field("sigmoid", description="Loss on the difference of log-ratios.")
+    loss: Literal["sigmoid", "ipo", "hinge", "robust", "cdpo"] = Field(
+        "sigmoid", description="Loss on the difference of log-ratios."
+    )
+    flip_rate: HalfFraction = Field(
+        0.0, description="Share of labels taken to be wrong; needed by robust and cdpo, 0 elsewhere."
+    )
+    length_normalised: bool = Field(
+        False, description="Log-probabilities as means over a response's tokens, not as sums."
+    )
+    sft_coefficient: NonNegativeFloat = Field(
+        0.0, description="Weight of the chosen responses' cross-entropy, in nats a token, added to the loss."
+    )
+    curriculum: list[Finite] | None = Field(
+        None,
+        min_length=1,
+        max_length=20,
+        description="Falling gaps that cut the pairs into passes, easiest first; each pass's result is the "
+        "next one's reference. Null = one pass over all.",
+    )
+
+    @model_validator(mode="after")
+    def _loss_has_what_it_needs(self) -> Self:
+        if (self.loss in {"robust", "cdpo"}) != (self.flip_rate > 0):
+            raise ValueError("flip_rate above 0 goes with the losses robust and cdpo, and they need one")
+        if self.curriculum and any(a <= b for a, b in pairwise(self.curriculum)):
+            raise ValueError("curriculum falls from gap to gap: the easiest pairs come first")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Self:
+        if self.engine == "trl" and (self.length_normalised or self.sft_coefficient > 0):
+            raise ValueError("length_normalised and sft_coefficient need engine native")
+        return self
+
+
+class KLController(Strict):
+    """Adaptive KL coefficient (Ziegler et al. 2019, arXiv 1909.08593, section 2.2)."""
+
+    target: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        6.0, description="KL to the reference to keep to, in nats a response."
+    )
+    horizon: PositiveInt = Field(10_000, description="Episodes in which the coefficient can adapt.")
 
 
 class PPOStage(TrainingConfig):
@@ -173,7 +196,19 @@ class PPOStage(TrainingConfig):
     )
     temperature: PositiveFloat = Field(1.0, description="The policy is softmax(logits / temperature).")
     clip: OpenFraction = Field(0.2, description="Range of the probability ratio around 1.")
-    critic: Literal["separate"] = Field("separate", description="Where values come from.")
+    critic: Literal["separate", "shared_trunk"] = Field(
+        "separate",
+        description="Where values come from: a network of its own that starts as the reward model, or a head "
+        "on the policy that starts at 0 (another algorithm, and faster).",
+    )
+    kl_controller: KLController | None = Field(
+        None, description="Adapts kl_coefficient after each iteration; null = it is fixed."
+    )
+    ema_reference: OpenFraction | None = Field(
+        None,
+        description="After each iteration the reference becomes this share of itself and the rest of the "
+        "policy; null = it stays what it was.",
+    )
     value_clip: PositiveFloat = Field(0.2, description="Range of the value around its old one.")
     value_coefficient: NonNegativeFloat = Field(0.1, description="Weight of the value loss.")
     discount: float = Field(1.0, ge=0, le=1, description="Discount a token (gamma).")
@@ -182,6 +217,9 @@ class PPOStage(TrainingConfig):
     max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are clipped to this norm.")
     max_kl: PositiveFloat | None = Field(
         None, description="Stop when the KL to the reference passes this many nats a response."
+    )
+    equal_iterations: PositiveInt = Field(
+        5, description="Stop after this many iterations in a row whose scores are all equal."
     )
 
 
@@ -194,6 +232,10 @@ class EvaluateStage(TrainingConfig):
         None, description="Longest sampled response, in tokens. Null = a quarter of the context, at most 128."
     )
     temperature: PositiveFloat = Field(1.0, description="Sampling temperature.")
+    samples: int = Field(1, ge=1, le=64, description="Responses of each model to each prompt.")
+    judge_independence: Literal["other_seed", "other_data", "llm", "gold"] = Field(
+        "other_seed", description="In what the judge differs from the reward model that was trained against."
+    )
 
 
 Stage = Annotated[
@@ -207,82 +249,3 @@ Stage = Annotated[
     | EvaluateStage,
     Field(discriminator="kind"),
 ]
-
-
-class MPOMethod(Strict):
-    """Mixed Preference Optimization (arXiv 2403.19443): DPO on easy pairs, then PPO on difficult ones."""
-
-    type: Literal["mpo"]
-    hold_out: HoldOutStage = HoldOutStage()
-    sft: SFTStage | None = SFTStage()
-    reward_model: RewardModelStage = RewardModelStage()
-    score: ScoreStage = ScoreStage()
-    split: SplitStage = SplitStage()
-    dpo: DPOStage = DPOStage()
-    ppo: PPOStage = PPOStage()
-    judge: RewardModelStage | None = Field(
-        None, description="The evaluation's independent judge; null = as reward_model, with another seed."
-    )
-    evaluate: EvaluateStage | None = EvaluateStage()
-
-    @model_validator(mode="after")
-    def _backbone_exists(self) -> Self:
-        if self.reward_model.backbone == "sft" and self.sft is None:
-            raise ValueError("reward_model.backbone is sft, and sft is null")
-        return self
-
-
-Method = MPOMethod
-
-
-class JobSpec(Strict):
-    """What a job is asked to do. `dataset` and `model` may be left out where the caller gives files."""
-
-    name: str = Field("", max_length=200, description="For people; need not be unique.")
-    model: str | None = Field(None, min_length=1, max_length=200, description="A policy: base or trained.")
-    dataset: str | None = Field(None, min_length=1, max_length=200, description="Preference pairs: ds_…")
-    eval_dataset: str | None = Field(
-        None, min_length=1, max_length=200, description="Pairs to evaluate on, in place of a held-out share."
-    )
-    method: Method
-    pause_after: list[str] = Field(
-        [], max_length=20, description="Stages after which what depends on them waits for a person."
-    )
-    seed: NonNegativeInt = Field(0, lt=2**31, description="Seed of everything random in the job.")
-    labels: dict[str, str] = Field({}, max_length=50, description="Free names and values to find jobs by.")
-    priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
-
-    @model_validator(mode="after")
-    def _something_to_evaluate_on(self) -> Self:
-        nothing_held_out = self.method.hold_out.fraction == 0 and self.eval_dataset is None
-        if nothing_held_out and self.method.evaluate is not None:
-            raise ValueError(
-                "hold_out.fraction is 0 and there is no eval_dataset: give either, or set evaluate to null"
-            )
-        return self
-
-
-S = TypeVar("S", bound=StageConfig)
-
-
-def resolve_lengths(config: S, context_tokens: int) -> S:
-    """The same configuration with every length that was left open set from the model's context, in tokens.
-
-    Raises ValueError where prompt and response, terminator included, cannot fit the context together.
-    """
-    if not isinstance(config, TrainingConfig):
-        return config
-    lengths = {
-        "max_prompt_tokens": config.max_prompt_tokens or max(1, min(1024, context_tokens // 2)),
-        "max_response_tokens": config.max_response_tokens or max(1, min(512, context_tokens // 4)),
-    }
-    if isinstance(config, PPOStage | EvaluateStage):
-        lengths["max_new_tokens"] = config.max_new_tokens or max(1, min(128, context_tokens // 4))
-    response = lengths.get("max_new_tokens", lengths["max_response_tokens"])
-    longest = lengths["max_prompt_tokens"] + max(response, lengths["max_response_tokens"]) + 1
-    if longest > context_tokens:
-        raise ValueError(
-            f"max_prompt_tokens, the longest response and its terminator come to {longest} tokens; "
-            f"the model's context is {context_tokens}"
-        )
-    return config.model_copy(update=lengths)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpo.config import StageConfig
+from mpo.training_config import StageConfig
 
 PARSER_REVISION = 1
 """Raised by hand when the same uploaded bytes would give other canonical rows."""

@@ -13,9 +13,10 @@ from typing import TextIO
 import yaml
 from pydantic import ValidationError
 
-from mpo.config import JobSpec, ScoreStage, TrainingConfig
+from mpo.config import ScoreStage
 from mpo.dataset_files import validate_file
 from mpo.errors import InvalidSpec, MPOError, StageFailed, StageInterrupted
+from mpo.job_spec import JobSpec
 from mpo.keys import InputKey, dataset_key
 from mpo.plan import OUTPUTS, PlannedStage, Source, expand, plan_keys, resolve
 from mpo.report import Summary, build_report
@@ -23,6 +24,7 @@ from mpo.reporter import StageInput, StageTask
 from mpo.run_folders import FolderReporter, StageFolder, clock, file_digest, folder_digest
 from mpo.stages import run_stage
 from mpo.summaries import SUMMARY
+from mpo.training_config import TrainingConfig
 
 PAIRS, EVAL_PAIRS = "pairs", "eval_pairs"
 """Names of the two files that a run may be given."""

@@ -4,17 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mpo.config import (
-    EvaluateStage,
-    HoldOutStage,
-    JobSpec,
-    MPOMethod,
-    RewardModelStage,
-    ScoreStage,
-    Stage,
-    resolve_lengths,
-)
+from mpo.config import EvaluateStage, HoldOutStage, RewardModelStage, ScoreStage, Stage
+from mpo.job_spec import JobSpec, MPOMethod
 from mpo.keys import InputKey, stage_key
+from mpo.lengths import resolve_lengths
 
 OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "hold_out": {"train": "train.parquet", "eval": "eval.parquet"},

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mpo.config import JobSpec
+from mpo.job_spec import JobSpec
 
 METHOD = "Mixed Preference Optimization (arXiv 2403.19443)"
 FOLD = "reward_model_fold_"

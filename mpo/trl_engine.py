@@ -24,10 +24,10 @@ from transformers import (
 
 from mpo.batches import length_grouped_batches, optimizer_steps
 from mpo.checkpoints import sync_tree
-from mpo.config import TrainingConfig
 from mpo.errors import StageInterrupted, TrainingDiverged
 from mpo.reporter import Reporter, StageTask
 from mpo.tokenization import load_tokenizer
+from mpo.training_config import TrainingConfig
 
 MICRO_BATCH_ROWS = 32
 """Rows of one forward pass at most; a larger batch is accumulated over several."""

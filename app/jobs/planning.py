@@ -8,7 +8,8 @@ from pydantic import TypeAdapter
 from app.jobs.schemas import CreateJob
 from core.errors import Unprocessable
 from core.tables import StageRow
-from mpo.config import MPOMethod, Stage
+from mpo.config import Stage
+from mpo.job_spec import MPOMethod
 from mpo.plan import PlannedStage, Source, expand, resolve
 
 _STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)

@@ -10,7 +10,7 @@ from app.jobs.changes import NotFinished
 from app.jobs.service import find_job
 from core.states import JobState
 from core.tables import Dataset, StageRow
-from mpo.config import JobSpec
+from mpo.job_spec import JobSpec
 from mpo.report import build_report
 
 

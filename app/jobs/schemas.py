@@ -6,7 +6,9 @@ from pydantic import BaseModel, Field
 
 from app.wire import Seconds, Storable
 from core.states import JobState, StageState
-from mpo.config import JobSpec, SplitStage, Strict
+from mpo.config import SplitStage
+from mpo.job_spec import JobSpec
+from mpo.training_config import Strict
 
 
 class CreateJob(JobSpec):

@@ -12,7 +12,7 @@ from core.database import open_transaction
 from core.ids import new_id
 from core.tables import BaseModelRow, Dataset, Job, Run, StageRow
 from core.work_items import ClaimedRun, NewArtifact
-from mpo.config import JobSpec
+from mpo.job_spec import JobSpec
 from mpo.keys import dataset_key
 from mpo.plan import OUTPUTS, Source, expand, plan_keys, resolve
 

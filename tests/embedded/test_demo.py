@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from embedded import demo_report as report
 from embedded.__main__ import app
 from embedded.shipped import examples_folder
-from mpo.config import JobSpec
+from mpo.job_spec import JobSpec
 from mpo_client.comparisons import Comparison
 from mpo_client.jobs import Job
 

@@ -1,6 +1,6 @@
 import json
 
-from mpo.config import JobSpec, MPOMethod
+from mpo.job_spec import JobSpec, MPOMethod
 from mpo.report import build_report
 
 

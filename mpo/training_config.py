@@ -1,0 +1,65 @@
+"""What the configurations of all stages, or of all that train a model, share."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+
+NEUTRAL: dict[str, Any] = {"neutral": True}
+Slot = Literal["cpu", "gpu"]
+OpenFraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+HalfFraction = Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+LearningRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """Frozen; unknown keys refused; NaN and infinities refused where a field says so."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageConfig(Strict):
+    """What all kinds of stages share."""
+
+    revision: ClassVar[int] = 1
+    slot: ClassVar[Slot] = "gpu"
+
+
+class LoRAConfig(Strict):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) in place of training every weight."""
+
+    rank: PositiveInt = Field(16, description="Rank of the update of each adapted matrix.")
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        32.0, description="The update is scaled by alpha / rank."
+    )
+    target_modules: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="Names of the linear layers to adapt, as q_proj; null = every one of the backbone.",
+    )
+
+
+class TrainingConfig(StageConfig):
+    """What all stages that train or run a model share."""
+
+    learning_rate: LearningRate = Field(
+        2e-5, description="Peak learning rate of AdamW; falls linearly to 0, without warm-up."
+    )
+    epochs: PositiveInt = Field(1, description="Passes over the data.")
+    max_steps: PositiveInt | None = Field(None, description="Optimizer steps at most; null = no limit.")
+    batch_pairs: PositiveInt = Field(16, description="Rows (pairs; texts in SFT) an optimizer step.")
+    max_prompt_tokens: PositiveInt | None = Field(
+        None,
+        description="Prompts are cut at their beginning to this. Null = half the context, at most 1,024.",
+    )
+    max_response_tokens: PositiveInt | None = Field(
+        None,
+        description="Responses are cut at their end to this. Null = a quarter of the context, at most 512.",
+    )
+    checkpoint_seconds: NonNegativeFloat = Field(
+        300.0, description="Seconds between checkpoints; 0 = at every step.", json_schema_extra=NEUTRAL
+    )
+    lora: LoRAConfig | None = Field(
+        None, description="Train adapters over the frozen base; null = train every weight."
+    )
