@@ -173,6 +173,22 @@ def encode_pairs(
     return encoded, counts
 
 
+def encode_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> tuple[list[list[int]], int]:
+    """Ids of texts with special tokens, cut at their end to `limit`, and how many were cut.
+
+    The terminator, one id more, follows where a text was not cut. Raises UnusableModel.
+    """
+    terminator = terminator_id(tokenizer)
+    closed = [
+        _close(ids, limit, terminator)
+        for start in range(0, len(texts), BATCH_PAIRS)
+        for ids in _context_ids(list(texts[start : start + BATCH_PAIRS]), True, tokenizer)
+    ]
+    return [ids for ids, _ in closed], sum(cut for _, cut in closed)
+
+
 @dataclass(frozen=True)
 class _Apart:
     """Ids of a pair's three texts, nothing cut or appended; whether encoding them jointly would differ."""
