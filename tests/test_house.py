@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PRODUCT = ("app", "core", "workers", "mpo", "mpo_client", "embedded", "examples", "scripts")
+PRODUCT = ("app", "core", "workers", "mpo", "mpo_client", "embedded", "examples", "experiments", "scripts")
 LONGEST_FUNCTION = 80
 USUAL_FUNCTION = 40
 LONGEST_MODULE = 300

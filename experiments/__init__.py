@@ -1,0 +1,1 @@
+"""Questions put to the method, each answered by a command whose output stands in docs/."""

@@ -1,0 +1,1 @@
+"""Does each step of the curriculum do what it claims, where the truth is known?"""
