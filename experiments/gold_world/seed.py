@@ -5,9 +5,10 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO, cast
 
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 import examples
@@ -64,7 +65,7 @@ def run_seed(settings: Settings, seed: int, out: Path) -> SeedResult:
     torch.set_num_threads(1)  # another world runs beside this one
     logging.disable_progress_bar()
     out.mkdir(parents=True, exist_ok=True)
-    console = _Prefixed(seed)
+    console = cast(TextIO, _Prefixed(seed))
     facts = _make_pairs(settings, seed, out, console)
     request = RunRequest(
         job_spec(settings, seed), out / "pairs.jsonl.gz", BASE, out / "run", accept_weak=True, console=console
@@ -76,11 +77,11 @@ def run_seed(settings: Settings, seed: int, out: Path) -> SeedResult:
     return result
 
 
-def _make_pairs(settings: Settings, seed: int, out: Path, console: io.TextIOBase) -> dict[str, float]:
+def _make_pairs(settings: Settings, seed: int, out: Path, console: TextIO) -> dict[str, float]:
     made = out / "pairs.json"
     if not made.exists():
         print(f"sampling {settings.pairs} pairs", file=console)
-        tokenizer = AutoTokenizer.from_pretrained(BASE, padding_side="left")
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(BASE, padding_side="left")
         model = LlamaForCausalLM.from_pretrained(BASE).eval()
         labelled = sample_pairs(model, tokenizer, seed=PAIR_SEED + seed, count=settings.pairs)
         write_pairs(out / "pairs.jsonl.gz", labelled.pairs)
@@ -89,9 +90,7 @@ def _make_pairs(settings: Settings, seed: int, out: Path, console: io.TextIOBase
     return facts
 
 
-def _result(
-    settings: Settings, seed: int, out: Path, wrong_labels: float, console: io.TextIOBase
-) -> SeedResult:
+def _result(settings: Settings, seed: int, out: Path, wrong_labels: float, console: TextIO) -> SeedResult:
     run = out / "run"
     score, split = (json.loads((run / name / "summary.json").read_text()) for name in ("score", "split"))
     ppo = [json.loads(line) for line in (run / "mpo" / "metrics.jsonl").read_text().splitlines()]
