@@ -226,6 +226,7 @@ class PPOStage(TrainingConfig):
 class EvaluateStage(TrainingConfig):
     """Win rates, rewards and KL of the job's models on held-out prompts, by a judge that trained none."""
 
+    revision: ClassVar[int] = 2
     kind: Literal["evaluate"] = "evaluate"
     prompts: PositiveInt = Field(64, description="Held-out prompts at most.")
     max_new_tokens: PositiveInt | None = Field(

@@ -13,8 +13,11 @@ Floats = npt.NDArray[np.float64]
 FEWEST_PROMPTS = 10
 """Below this many prompts the length-controlled rate is not estimated."""
 
-RIDGE = 1.0
-"""Weight of the squared slope: keeps the fit finite where length tells wins from losses without error."""
+MOST_STEPS = 100
+"""Newton steps of a fit: far more than it needs."""
+
+SMALLEST_STEP = 1e-9
+"""A fit ends where its weights change by less."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def win_rate(
     model_a: str,
     model_b: str,
     scores: tuple[Sequence[float], Sequence[float]],
-    tokens: tuple[Sequence[int], Sequence[int]],
+    tokens: tuple[Sequence[float], Sequence[float]],
 ) -> WinRate:
     """Compares two models prompt by prompt: the higher score wins, equal scores tie.
 
@@ -91,24 +94,52 @@ def win_rate(
 def length_controlled_rate(outcomes: Floats, longer: Floats) -> float | None:
     """The win rate at no difference in length, by logistic regression on tanh of the scaled difference.
 
-    outcomes: (n,), 0, ½ or 1; longer: (n,), tokens of a less those of b. After Dubois et al. 2024
-    (arXiv 2404.04475), without their term for the prompt. None for few prompts, or where all outcomes agree.
+    outcomes: (n,), 0, ½ or 1; longer: (n,), tokens of a less those of b; scaled by its root mean square.
+    After Dubois et al. 2024 (arXiv 2404.04475), without their term for the prompt; fitted with Jeffreys'
+    prior (Firth 1993, Biometrika 80), which keeps it finite where length tells wins from losses without
+    error, and its bias small where prompts are few. None for few prompts, where all outcomes agree, or where
+    one model's responses are longer throughout: equal lengths would then be extrapolated to.
     """
     if len(outcomes) < FEWEST_PROMPTS or float(np.ptp(outcomes)) == 0:
         return None
-    spread = float(longer.std())
-    if spread == 0:
-        # Every pair differs by the same length (or by none): length explains nothing that can be taken off.
-        return float(outcomes.mean()) if not longer.any() else None
-    features = np.stack([np.ones_like(longer), np.tanh(longer / spread)], axis=1)
-    penalty = np.diag([0.0, RIDGE])
-    weights = np.zeros(2)
-    for _ in range(50):
-        rates = 1 / (1 + np.exp(-features @ weights))
-        gradient = features.T @ (rates - outcomes) + penalty @ weights
-        curvature = (features * (rates * (1 - rates))[:, None]).T @ features + penalty
-        step = np.linalg.solve(curvature + 1e-9 * np.eye(2), gradient)
-        weights = weights - np.clip(step, -2, 2)
-        if float(np.abs(step).max()) < 1e-10:
+    if not longer.any():
+        return float(outcomes.mean())
+    if longer.min() > 0 or longer.max() < 0:
+        return None
+    scaled = np.tanh(longer / np.sqrt(np.square(longer).mean()))
+    weights = _fit_logistic(np.stack([np.ones_like(scaled), scaled], axis=1), outcomes)
+    return float(_sigmoid(weights)[0])
+
+
+def _fit_logistic(features: Floats, outcomes: Floats) -> Floats:
+    """Weights (k,) of a logistic regression of outcomes (n,) on features (n, k), the maximum of
+    Σ [y log p + (1 - y) log(1 - p)] + ½ log |XᵀWX|, W = diag p(1 - p): Firth's penalized likelihood."""
+    weights: Floats = np.zeros(features.shape[1])
+    reached = _penalized_likelihood(weights, features, outcomes)
+    for _ in range(MOST_STEPS):
+        rates = _sigmoid(features @ weights)
+        spread = rates * (1 - rates)
+        covariance = np.linalg.inv((features * spread[:, None]).T @ features)
+        leverage = spread * np.einsum("nj,jk,nk->n", features, covariance, features)
+        step = covariance @ (features.T @ (outcomes - rates + leverage * (0.5 - rates)))
+        # Far from the maximum a whole Newton step may lead away from it.
+        while (found := _penalized_likelihood(weights + step, features, outcomes)) < reached:
+            step = step / 2
+            if float(np.abs(step).max()) < SMALLEST_STEP:
+                return weights
+        weights, reached = weights + step, found
+        if float(np.abs(step).max()) < SMALLEST_STEP:
             break
-    return float(1 / (1 + np.exp(-weights[0])))
+    return weights
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    rates: Floats = 0.5 * (1 + np.tanh(logits / 2))
+    return rates
+
+
+def _penalized_likelihood(weights: Floats, features: Floats, outcomes: Floats) -> float:
+    logits = features @ weights
+    rates = _sigmoid(logits)
+    _, logdet = np.linalg.slogdet((features * (rates * (1 - rates))[:, None]).T @ features)
+    return float((outcomes * logits - np.logaddexp(0, logits)).sum() + logdet / 2)
