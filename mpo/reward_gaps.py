@@ -12,6 +12,9 @@ from mpo.intervals import wilson_interval
 from mpo.parts import Part
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LEAST_RELATIVE_WIDTH = 2.0**-40
+"""Width of bins around one value as a share of it: leaves 4,096 floats among them."""
+
 WITHIN = 1.0
 """`share_within_one` counts the gaps of at most this size, in reward units."""
 
@@ -87,15 +90,20 @@ def _edges(values: Floats, bins: int, lower: float | None, upper: float | None) 
     """bins + 1 edges; as NumPy does, half a unit to both sides of values that are all equal."""
     low, high = (float(values[0]), float(values[-1])) if len(values) else (0.0, 1.0)
     if lower is None and upper is None and low == high:
-        low, high = low - 0.5, high + 0.5
+        low, high = low - _unit(low) / 2, high + _unit(high) / 2
     # One given end may lie beyond all values: the bins then cover one unit from there, and count nothing.
-    low = lower if lower is not None else (low if upper is None or low < upper else upper - 1)
-    high = upper if upper is not None else (high if low < high else low + 1)
+    low = lower if lower is not None else (low if upper is None or low < upper else upper - _unit(upper))
+    high = upper if upper is not None else (high if low < high else low + _unit(low))
     if not (np.isfinite([low, high]).all() and low < high):
         raise InvalidRange(
             f"lower must be below upper; they are {low:g} and {high:g}.", lower=low, upper=high
         )
     return np.linspace(low, high, bins + 1)
+
+
+def _unit(value: float) -> float:
+    """1, or more where floats of this size are so far apart that a unit holds no bins."""
+    return max(1.0, abs(value) * LEAST_RELATIVE_WIDTH)
 
 
 def _counts(values: Floats, edges: Floats) -> Integers:

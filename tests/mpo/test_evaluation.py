@@ -242,7 +242,7 @@ def test_kl_between_vocabularies_is_left_out_and_said_so(house: Path, tmp_path: 
 
 def test_a_policy_for_a_judge_is_refused_before_anything_is_sampled(house: Path, tmp_path: Path) -> None:
     reporter = RecordingReporter()
-    with pytest.raises(UnusableModel, match="ppo cannot be the judge: .*kind reward_model") as caught:
+    with pytest.raises(UnusableModel, match=r"ppo cannot be the judge: .*kind reward_model") as caught:
         evaluate(evaluate_task(house, tmp_path, roles={"judge": "ppo"}), reporter)
     assert caught.value.facts["role"] == "judge"
     assert reporter.steps == []

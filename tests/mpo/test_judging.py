@@ -143,5 +143,5 @@ def test_a_policy_is_no_judge(house: Path) -> None:
 def test_a_folder_without_a_configuration_is_named(tmp_path: Path, house: Path) -> None:
     shutil.copytree(house / "sft", tmp_path / "broken")
     (tmp_path / "broken" / "config.json").unlink()
-    with pytest.raises(UnusableModel, match="broken: there is no config.json"):
+    with pytest.raises(UnusableModel, match=r"broken: there is no config\.json"):
         tokens(tmp_path, "broken")

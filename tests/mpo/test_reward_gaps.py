@@ -86,6 +86,14 @@ def test_gaps_that_are_all_equal_get_bins_around_them() -> None:
     assert (found.counts, found.bin_edges) == (expected.tolist(), edges.tolist())
 
 
+def test_bins_around_a_value_too_large_for_a_unit_are_wider() -> None:
+    # Floats near 1e20 are 16,384 apart: 1e20 - 0.5 is 1e20.
+    found = reward_gap_histogram(index_of([1e20]), bins=8)
+    assert sum(found.counts) == 1
+    assert len(set(found.bin_edges)) == 9
+    assert reward_gap_histogram(index_of([0.0]), bins=8, lower=1e20).below == 1
+
+
 def test_one_end_alone_may_lie_beyond_all_gaps() -> None:
     found = reward_gap_histogram(index_of([0.0, 1.0]), bins=2, lower=5)
     assert (found.below, found.counts, found.above) == (2, [0, 0], 0)

@@ -27,7 +27,7 @@ def lengths(generator: np.random.Generator, prompts: int) -> tuple[np.ndarray, n
     return np.maximum(1, ours.round()), np.maximum(1, theirs.round())
 
 
-@pytest.mark.parametrize(("prompts", "off"), [(100, 0.12), (1000, 0.03)])
+@pytest.mark.parametrize(("prompts", "off"), [(100, 0.05), (1000, 0.02)])
 def test_a_judge_that_only_likes_length_is_seen_through(prompts: int, off: float) -> None:
     # The score is the length: raw 0.9, though neither model is better.
     raw, controlled = [], []
