@@ -41,8 +41,8 @@ class EncodedPair:
 class EncodingCounts:
     """What encoding did to how many of `pairs`.
 
-    joint_differs: pairs of which a prompt and response, encoded together, give other ids than apart; prompts
-    that were cut are not compared.
+    joint_differs: pairs of which a prompt and response, encoded together, give other ids than apart; compared
+    before anything is cut.
     """
 
     pairs: int = 0

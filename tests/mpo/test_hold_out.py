@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from mpo.config import HoldOutStage
 from mpo.errors import TooFewPrompts
 from mpo.hold_out import assign_folds, group_key, held_out_groups, hold_out_groups
-from mpo.records import PreferencePair, read_pairs, write_rows
+from mpo.records import Content, Message, PreferencePair, read_pairs, write_rows
 from mpo.reporter import StageInput, StageTask
 from tests.mpo.recording import RecordingReporter
 
 
-def pair(number: int, prompt: str) -> PreferencePair:
+def pair(number: int, prompt: Content) -> PreferencePair:
     return PreferencePair(str(number), prompt, f" good {number}", f" bad {number}")
 
 
@@ -67,6 +67,56 @@ def test_groups_are_held_out_in_the_order_of_their_hash(tmp_path: Path) -> None:
     assert (summary["pairs"], summary["train"], summary["eval"], summary["groups"]) == (40, 36, 4, 40)
 
 
+def test_conversations_are_held_out_in_the_order_of_their_first_turn_s_hash(tmp_path: Path) -> None:
+    turns = [f"question {n}" for n in range(40)]
+    pairs = [pair(n, hh(turn, f"answer {n}", "And?")) for n, turn in enumerate(turns)]
+    _, held_out, _, _ = hold_out(tmp_path, pairs)
+    first = sorted(turns, key=lambda turn: hashlib.sha256(turn.encode()).digest())[:4]
+    assert {p.prompt for p in held_out} == {pairs[turns.index(turn)].prompt for turn in first}
+
+
+def test_a_conversation_is_held_out_at_every_depth_or_at_none(tmp_path: Path) -> None:
+    pairs = []
+    for topic in (f"topic {n}" for n in range(12)):
+        talk = [
+            Message(role="user", content=topic),
+            Message(role="assistant", content="no"),
+            Message(role="user", content="why?"),
+        ]
+        good, bad = ([Message(role="assistant", content=content)] for content in ("so", "because"))
+        pairs += [pair(len(pairs), hh(topic)), pair(len(pairs) + 1, hh(topic, "yes", "and?"))]
+        pairs.append(PreferencePair(str(len(pairs)), talk, good, bad))
+    train, held_out, summary, _ = hold_out(tmp_path, pairs)
+    assert (summary["groups"], summary["eval_groups"]) == (12, 1)
+    assert len({int(p.id) // 3 for p in held_out}) == 1
+    assert (len(held_out), len(train)) == (3, 33)
+
+
+def test_no_more_groups_are_taken_than_the_fraction_needs() -> None:
+    sizes = {bytes([n]): 3 for n in range(20)}
+    # A tenth of 60 pairs is 6: two groups in the order of their hashes.
+    assert held_out_groups(sizes, 0.1) == {b"\x00", b"\x01"}
+    assert held_out_groups(sizes, 0.11) == {b"\x00", b"\x01", b"\x02"}
+
+
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=40), st.floats(0.01, 0.5))
+def test_held_out_pairs_stay_within_half_again_of_their_share(sizes: list[int], fraction: float) -> None:
+    groups = {bytes([n]): size for n, size in enumerate(sizes)}
+    target = max(1.0, fraction * sum(sizes))
+    try:
+        taken = held_out_groups(groups, fraction)
+    except TooFewPrompts:
+        assert all(size > 1.5 * target for size in sizes)
+        return
+    held = sum(groups[name] for name in taken)
+    assert 1 <= len(taken) < len(groups)
+    assert held <= 1.5 * target
+    passed_over = [name for name in groups if name not in taken and name < max(taken)]
+    assert all(
+        sum(groups[n] for n in taken if n < name) + groups[name] > 1.5 * target for name in passed_over
+    )
+
+
 def test_no_group_is_in_both_parts_and_no_row_is_lost(tmp_path: Path) -> None:
     pairs = [pair(n, hh(f"topic {n % 17}", "yes", f"question {n}")) for n in range(100)]
     train, held_out, _, _ = hold_out(tmp_path, pairs)
@@ -86,6 +136,15 @@ def test_group_that_would_overshoot_by_half_is_passed_over() -> None:
     assert sum(sizes[name] for name in taken) == 12
 
 
+def test_a_group_of_just_half_more_is_still_taken() -> None:
+    others = {bytes([n]): 1 for n in range(1, 86)}
+    # Target 10 of 100 pairs: 15 are just one and a half times that.
+    assert held_out_groups({b"\x00": 15} | others, 0.1) == {b"\x00"}
+    others[bytes([85])] = 0
+    sixteen = held_out_groups({b"\x00": 16} | others, 0.1)
+    assert sixteen == {bytes([n]) for n in range(1, 11)}
+
+
 def test_at_least_one_group_is_held_out_and_never_all() -> None:
     assert len(held_out_groups({b"a": 1, b"b": 1}, 0.01)) == 1
     assert len(held_out_groups({b"a": 1, b"b": 1}, 0.99)) == 1
@@ -96,6 +155,12 @@ def test_nothing_takeable_is_refused(sizes: dict[bytes, int]) -> None:
     with pytest.raises(TooFewPrompts) as caught:
         held_out_groups(sizes, 0.1)
     assert caught.value.facts["groups"] == len(sizes)
+    assert caught.value.code == "too_few_prompts"
+
+
+def test_one_conversation_alone_cannot_be_held_out(tmp_path: Path) -> None:
+    with pytest.raises(TooFewPrompts, match="form 1 group"):
+        hold_out(tmp_path, [pair(n, hh("the same", *["yes", "go on"] * n)) for n in range(8)])
 
 
 def test_fraction_zero_holds_nothing_out(tmp_path: Path) -> None:
@@ -131,6 +196,19 @@ def test_folds_keep_groups_whole_and_balanced(groups: list[int], folds: int) -> 
     # Dealing the largest to the smallest leaves no two folds further apart than the largest group.
     assert max(rows.values()) - min(rows.values()) <= max(sizes.values())
     assert assigned == assign_folds(groups, folds)
+
+
+def test_fewer_groups_than_folds_is_the_same_error() -> None:
+    with pytest.raises(TooFewPrompts) as caught:
+        assign_folds([4, 4, 4, 8], 3)
+    assert (caught.value.code, caught.value.facts) == ("too_few_prompts", {"groups": 2, "folds": 3})
+
+
+def test_each_group_goes_to_the_fold_that_is_smallest_then() -> None:
+    # Sizes 5, 4, 3, 3, 2: 5 -> 1, 4 -> 2, 3 -> 3, 3 -> 3 (3 < 4 < 5), 2 -> 2 (4 < 5 < 6).
+    groups = [number for number, size in enumerate((5, 4, 3, 3, 2)) for _ in range(size)]
+    fold_of = dict(zip(groups, assign_folds(groups, 3), strict=True))
+    assert fold_of == {0: 1, 1: 2, 2: 3, 3: 3, 4: 2}
 
 
 def test_folds_deal_the_largest_group_first() -> None:

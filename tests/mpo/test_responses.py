@@ -1,6 +1,9 @@
 import pytest
+import torch
+from torch.testing import assert_close
 
-from mpo.responses import distinct_prompts, even_parts
+from mpo.responses import distinct_prompts, even_parts, pad_responses, response_logits
+from tests.mpo.tiny import PAD, tiny_llama
 
 
 @pytest.mark.parametrize(
@@ -15,3 +18,22 @@ def test_parts_are_even(count: int, parts: int, lengths: list[int]) -> None:
 def test_a_prompt_counts_once() -> None:
     message = [{"role": "user", "content": "b"}]
     assert distinct_prompts(["b", "a", message, "b", list(message)]) == ["b", "a", message]
+
+
+def test_positions_come_from_lengths_though_padding_occurs_as_a_token() -> None:
+    batch = pad_responses([[1, PAD, 40], [PAD]], [[PAD, 2], [50, PAD, PAD]], PAD, torch.device("cpu"))
+    assert batch.input_ids.tolist() == [[1, PAD, 40, PAD, 2, PAD], [PAD, PAD, PAD, 50, PAD, PAD]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
+    assert batch.position_ids[0, :5].tolist() == [0, 1, 2, 3, 4]
+    assert batch.position_ids[1, 2:].tolist() == [0, 1, 2, 3]
+    assert batch.response_mask.tolist() == [[True, True, False], [True, True, True]]
+
+
+def test_tokens_that_are_also_padding_predict_as_in_a_plain_row() -> None:
+    prompts, responses = [[1, PAD, 40], [PAD]], [[PAD, 2], [50, PAD, PAD]]
+    model = tiny_llama(60, seed=3)
+    with torch.no_grad():
+        logits = response_logits(model, pad_responses(prompts, responses, PAD, torch.device("cpu")))
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            plain = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            assert_close(logits[row, : len(response)], plain, atol=1e-5, rtol=1e-5)

@@ -15,6 +15,7 @@ from mpo.tokenization import (
     encode_prompt,
     encode_response,
     load_tokenizer,
+    terminator_id,
     terminators,
 )
 
@@ -83,6 +84,41 @@ def test_eos_that_the_tokenizer_sets_after_a_prompt_is_removed() -> None:
     assert (pair.chosen_ids[-1], counts["joint_differs"]) == (EOS, 0)
 
 
+def test_only_an_eos_at_the_very_end_of_a_prompt_is_removed() -> None:
+    tokenizer = byte_tokenizer("<s> $A </s>")
+    assert encode_prompt("a</s>b", tokenizer, None) == [BOS, *ids("a", tokenizer), EOS, *ids("b", tokenizer)]
+    assert encode_prompt("ab</s>", tokenizer, None) == [BOS, *ids("ab", tokenizer), EOS]
+
+
+def test_both_sides_see_the_prompt_that_is_cut_for_neither_s_length() -> None:
+    tokenizer = byte_tokenizer()
+    long, short = PreferencePair("x", "abcd", "e" * 40, "f"), PreferencePair("y", "abcd", "e", "f")
+    (first, second), counts = encode(tokenizer, long, short, prompt=3, response=4)
+    assert first.prompt_ids == second.prompt_ids == encode_prompt("abcd", tokenizer, 3)
+    assert (len(first.chosen_ids), len(first.rejected_ids)) == (4, 2)
+    assert (counts["prompts_cut"], counts["chosen_cut"], counts["rejected_cut"]) == (2, 1, 0)
+
+
+def test_cutting_is_never_a_failure() -> None:
+    (pair,), counts = encode(
+        byte_tokenizer(), PreferencePair("x", "a" * 99, "b" * 99, "c" * 99), prompt=1, response=1
+    )
+    assert (len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) == (1, 1, 1)
+    assert (pair.chosen_terminated, pair.rejected_terminated) == (False, False)
+    assert counts == {"pairs": 1, "prompts_cut": 1, "chosen_cut": 1, "rejected_cut": 1, "joint_differs": 0}
+
+
+def test_a_response_that_ends_with_the_terminator_gets_no_second_one() -> None:
+    tokenizer = byte_tokenizer()
+    (pair,), _ = encode(tokenizer, PreferencePair("x", "ab", "cd</s>", "</s>"))
+    assert (pair.chosen_ids, pair.rejected_ids) == ([*ids("cd", tokenizer), EOS], [EOS])
+
+
+def test_an_empty_response_is_its_terminator() -> None:
+    (pair,), _ = encode(byte_tokenizer(), PreferencePair("x", "ab", "", "c"), response=1)
+    assert (pair.chosen_ids, pair.chosen_terminated) == ([EOS], True)
+
+
 def test_prompts_are_cut_at_their_beginning_and_responses_at_their_end() -> None:
     tokenizer = byte_tokenizer()
     (pair,), counts = encode(tokenizer, PreferencePair("x", "abcd", "efgh", "ij"), prompt=3, response=3)
@@ -110,6 +146,8 @@ def test_pairs_whose_joint_ids_differ_are_counted() -> None:
     tokenizer.add_tokens(["bc"])
     _, counts = encode(tokenizer, PreferencePair("x", "ab", "cd", "e"), PreferencePair("y", "ab", "d", "e"))
     assert counts["joint_differs"] == 1
+    _, cut = encode(tokenizer, PreferencePair("x", "ab", "cd", "e"), prompt=1, response=1)
+    assert (cut["prompts_cut"], cut["joint_differs"]) == (1, 1)
 
 
 def test_messages_go_through_the_chat_template() -> None:
@@ -139,10 +177,11 @@ def test_response_may_hold_several_turns() -> None:
 
 def test_messages_without_a_chat_template_are_refused() -> None:
     tokenizer = byte_tokenizer()
-    with pytest.raises(NoChatTemplate):
+    with pytest.raises(NoChatTemplate) as caught:
         encode(tokenizer, PreferencePair("x", ASK, answer("c"), answer("d")))
     with pytest.raises(NoChatTemplate):
         encode_prompt(ASK, tokenizer, None)
+    assert caught.value.code == "no_chat_template"
 
 
 def test_conversation_that_the_chat_template_refuses_is_an_error_of_ours() -> None:
@@ -189,6 +228,18 @@ def test_stop_ids_are_the_terminator_and_those_of_the_generation_config(tmp_path
     assert terminators(tmp_path).stop_ids == {EOS}
 
 
+def test_a_model_without_generation_config_stops_where_its_configuration_says(tmp_path: Path) -> None:
+    folder = saved(tmp_path, None)
+    (folder / "config.json").write_text('{"eos_token_id": [7, 8]}')
+    assert terminators(folder).stop_ids == {EOS, 7, 8}
+
+
+def test_a_model_may_end_with_another_token_than_its_tokenizer_s_eos(tmp_path: Path) -> None:
+    found = terminators(saved(tmp_path, {"eos_token_id": BOS}))
+    assert (found.terminator_id, found.stop_ids) == (EOS, {EOS, BOS})
+    assert found.pad_id not in found.stop_ids
+
+
 def test_terminator_is_what_the_chat_template_sets(tmp_path: Path) -> None:
     found = terminators(saved(tmp_path, {"eos_token_id": EOS}, chat_template=CHATML))
     assert (found.terminator_id, found.stop_ids) == (END, {END, EOS})
@@ -200,6 +251,34 @@ def test_pad_is_never_a_stop_id(tmp_path: Path) -> None:
     assert terminators(saved(tmp_path, None, pad_token="<|end|>")).pad_id == END
     everything = {"eos_token_id": list(range(4))}
     assert terminators(saved(tmp_path, everything, pad_token="</s>")).pad_id == 4
+
+
+def test_a_tokenizer_without_pad_and_unk_pads_with_what_ends_nothing(tmp_path: Path) -> None:
+    folder = saved(tmp_path, None, unk_token=None)
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.pad_token_id, tokenizer.unk_token_id) == (None, None)
+    found = terminators(folder)
+    assert found.pad_id == BOS
+    (pair,), _ = encode(tokenizer, PreferencePair("x", "ab", "cd", "e"))
+    assert pair.chosen_ids == [*ids("cd", tokenizer), EOS]
+
+
+def test_model_without_any_terminator_is_refused_wherever_one_is_needed() -> None:
+    tokenizer = byte_tokenizer(eos_token=None)
+    with pytest.raises(UnusableModel, match="no EOS token, and no other"):
+        encode(tokenizer, PreferencePair("x", "ab", "cd", "e"))
+    with pytest.raises(UnusableModel, match="no EOS token, and no other"):
+        encode_response("cd", tokenizer, None)
+    with pytest.raises(UnusableModel, match="no EOS token, and no other"):
+        terminator_id(tokenizer, "<|none|>")
+    assert encode_response("cd", tokenizer, None, terminated=False) == ids("cd", tokenizer)
+    assert encode_prompt("ab", tokenizer, None) == [BOS, *ids("ab", tokenizer)]
+
+
+def test_the_token_that_is_told_counts_only_where_there_is_no_eos() -> None:
+    assert terminator_id(byte_tokenizer(), "<|end|>") == EOS
+    assert terminator_id(byte_tokenizer(eos_token=None), "<|end|>") == END
+    assert terminator_id(byte_tokenizer(chat_template=CHATML), "<s>") == END
 
 
 def test_model_without_eos_ends_with_the_token_that_it_is_told(tmp_path: Path) -> None:
