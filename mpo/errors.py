@@ -83,6 +83,12 @@ class TrainingDiverged(MPOError):
     code = "training_diverged"
 
 
+class ReferenceChanged(MPOError):
+    """The checkpoint holds the log-probabilities of another reference."""
+
+    code = "reference_changed"
+
+
 class StageInterrupted(MPOError):
     """The stage was asked to stop and has saved what it could."""
 

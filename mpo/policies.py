@@ -53,7 +53,10 @@ def load_policy(folder: Path) -> PreTrainedModel:
 
     Raises UnusableModel where the folder holds no such model. Code that the folder may contain is never run.
     """
-    return _load(AutoModelForCausalLM, folder, _config(folder))
+    config = _config(folder)
+    if is_reward_model(config):  # with tied embeddings, no weight would be missed
+        raise UnusableModel("this is a reward model, and a policy is needed here", model=folder.name)
+    return _load(AutoModelForCausalLM, folder, config)
 
 
 def load_reward_model(folder: Path) -> PreTrainedModel:
