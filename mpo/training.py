@@ -106,9 +106,10 @@ class Training:
         return TrainingOutcome(self.steps_done, self.first, self.last)
 
 
-def train_step(training: Training) -> dict[str, float]:
+def train_step(training: Training, before: int = 0) -> dict[str, float]:
     """One optimizer step, over as many forward passes as its rows need; its metrics, means over the rows.
 
+    before: steps of the stage before this training, for the error to count from.
     Passes add up exactly: each is divided by the weight of the whole step. Gradients are clipped to norm 1.
     Raises TrainingDiverged where the loss or the gradient is not finite; then no weight has changed.
     """
@@ -125,7 +126,7 @@ def train_step(training: Training) -> dict[str, float]:
             sums[name] += value.item()  # type: ignore[assignment]
     grad_norm = torch.nn.utils.clip_grad_norm_(training.trained().values(), MAX_GRAD_NORM).item()
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise diverged(training.steps_done + 1, [objective.ids[row] for row in rows], training.last)
+        raise diverged(before + training.steps_done + 1, [objective.ids[row] for row in rows], training.last)
     for group in training.optimizer.param_groups:
         group["lr"] = rate
     training.optimizer.step()
@@ -164,15 +165,16 @@ def run(
 ) -> TrainingOutcome:
     """Takes the steps that are left; reports each, and hands over checkpoints between them.
 
-    before, total: the stage's steps before this training, and in all, where it is one of several. keep: adds
-    to a checkpoint what else the stage needs. Raises TrainingDiverged, StageInterrupted.
+    before, total: the stage's steps before this training, and in all, where it is one of several; after the
+    last step it is for the stage to keep what came of it. keep: adds to a checkpoint what else the stage
+    needs. Raises TrainingDiverged, StageInterrupted.
     """
     total = training.total_steps if total is None else total
     while training.steps_done < training.total_steps:
-        metrics = train_step(training)
+        metrics = train_step(training, before)
         step = before + training.steps_done
         reporter.progress(step, total, metrics)
-        if step == total:
+        if training.steps_done == training.total_steps:
             break
         stopping = reporter.should_stop()
         if stopping or reporter.checkpoint_due():

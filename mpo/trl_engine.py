@@ -27,6 +27,7 @@ from mpo.checkpoints import sync_tree
 from mpo.errors import StageInterrupted, TrainingDiverged
 from mpo.reporter import Reporter, StageTask
 from mpo.tokenization import load_tokenizer
+from mpo.training import keep_nothing_else
 from mpo.training_config import TrainingConfig
 
 MICRO_BATCH_ROWS = 32
@@ -102,10 +103,20 @@ class QuietTrainer(Trainer):
 
 
 class ReporterCallback(TrainerCallback):
-    """Tells the reporter what the trainer logs, and hands over the checkpoints that the reporter asks for."""
+    """Tells the reporter what the trainer logs, and hands over the checkpoints that the reporter asks for.
 
-    def __init__(self, reporter: Reporter) -> None:
+    before, total, keep: as in `mpo.training.run`.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        before: int = 0,
+        total: int | None = None,
+        keep: Callable[[Path], None] = keep_nothing_else,
+    ) -> None:
         self.reporter, self.stopping = reporter, False
+        self.before, self.total, self.keep = before, total, keep
 
     def on_log(
         self,
@@ -124,10 +135,10 @@ class ReporterCallback(TrainerCallback):
         metrics = named_metrics(logs)
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics.get("grad_norm", 0.0))):
             before = named_metrics(state.log_history[-2]) if len(state.log_history) > 1 else {}
-            raise TrainingDiverged(step=state.global_step, last_metrics=before)
+            raise TrainingDiverged(step=self.before + state.global_step, last_metrics=before)
         # Every checkpoint holds the history: only its ends are needed.
         state.log_history = [*state.log_history[:1], *state.log_history[1:][-1:]]
-        self.reporter.progress(state.global_step, state.max_steps, metrics)
+        self.reporter.progress(self.before + state.global_step, self.total or state.max_steps, metrics)
         if state.global_step < state.max_steps:
             self.stopping = self.reporter.should_stop()
             control.should_save = self.stopping or self.reporter.checkpoint_due()
@@ -139,11 +150,13 @@ class ReporterCallback(TrainerCallback):
         assert args.output_dir is not None
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and not needed to go on
+        self.keep(folder)
         sync_tree(folder)
-        self.reporter.checkpoint(folder, state.global_step)
+        step = self.before + state.global_step
+        self.reporter.checkpoint(folder, step)
         shutil.rmtree(folder, ignore_errors=True)
         if self.stopping:
-            raise StageInterrupted(step=state.global_step)
+            raise StageInterrupted(step=step)
 
 
 def named_metrics(logs: Mapping[str, float]) -> dict[str, float]:
@@ -208,16 +221,24 @@ def scratch_folder(task: StageTask) -> Path:
 
 
 def run_trainer(
-    trainer: QuietTrainer, lengths: Sequence[int], task: StageTask, reporter: Reporter
+    trainer: QuietTrainer,
+    lengths: Sequence[int],
+    task: StageTask,
+    reporter: Reporter,
+    *,
+    before: int = 0,
+    total: int | None = None,
+    keep: Callable[[Path], None] = keep_nothing_else,
 ) -> TrainingOutcome:
     """Trains, from task.resume on where it is given, and leaves the trained weights in trainer.model.
 
-    lengths: tokens of each row. Raises TrainingDiverged, StageInterrupted.
+    lengths: tokens of each row. before, total, keep: as in `mpo.training.run`. Raises TrainingDiverged,
+    StageInterrupted.
     """
     assert isinstance(task.config, TrainingConfig)
     trainer.row_order = RowOrder(lengths, task.config.batch_pairs, task.seed)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ReporterCallback(reporter))
+    trainer.add_callback(ReporterCallback(reporter, before, total, keep))
     try:
         trainer.train(resume_from_checkpoint=str(task.resume) if task.resume else None)
     finally:
