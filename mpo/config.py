@@ -129,6 +129,7 @@ class SplitStage(StageConfig):
 class DPOStage(TrainingConfig):
     """Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290)."""
 
+    revision: ClassVar[int] = 2
     kind: Literal["dpo"] = "dpo"
     engine: Literal["native", "trl"] = Field("native", description="Training engine.")
     learning_rate: LearningRate = Field(

@@ -1,6 +1,8 @@
 """TRL's DPOTrainer on our token ids and our reference's log-probabilities."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -9,9 +11,15 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from mpo.config import DPOStage
 from mpo.dpo.loss import PairLogprobs
+from mpo.dpo.objective import pair_lengths
+from mpo.dpo.state import DPOTraining, save_pass
 from mpo.reporter import Reporter, StageTask
 from mpo.tokenization import EncodedPair
-from mpo.trl_engine import QuietTrainer, TrainingOutcome, engine_config, run_trainer, settings_kept
+from mpo.training import TrainingOutcome
+from mpo.trl_engine import QuietTrainer, engine_config, padding_tokenizer, run_trainer, settings_kept
+
+TRAINER_FILE = "trainer_state.json"
+"""What a checkpoint holds once TRL's trainer has taken a step."""
 
 
 class PairDPOTrainer(QuietTrainer, DPOTrainer):
@@ -26,6 +34,16 @@ class PairDPOTrainer(QuietTrainer, DPOTrainer):
         return dataset
 
 
+def loss_options(config: DPOStage) -> dict[str, object]:
+    """TRL's names of a loss. It has no cdpo, but cdpo = 2(1-ε)·sigmoid - (1-2ε)·robust, ε the flip rate."""
+    if config.loss == "cdpo":
+        weights = [2 * (1 - config.flip_rate), -(1 - 2 * config.flip_rate)]
+        options: dict[str, object] = {"loss_type": ["sigmoid", "robust"], "loss_weights": weights}
+    else:
+        options = {"loss_type": [config.loss]}
+    return options | {"beta": config.beta, "label_smoothing": config.flip_rate}
+
+
 def dpo_trainer(
     policy: PreTrainedModel,
     pairs: Sequence[EncodedPair],
@@ -33,7 +51,10 @@ def dpo_trainer(
     tokenizer: PreTrainedTokenizerBase,
     task: StageTask,
 ) -> PairDPOTrainer:
-    """The trainer of a policy. reference: log-probabilities of every pair; tokenizer: for the padding id."""
+    """The trainer of a policy. reference: log-probabilities of every pair; tokenizer: for the padding id.
+
+    What the policy trains is what requires gradients: of adapters over a base, the trainer knows nothing.
+    """
     assert isinstance(task.config, DPOStage)
     rows = Dataset.from_dict(
         {
@@ -45,26 +66,26 @@ def dpo_trainer(
         }
     )
     args = engine_config(
-        DPOConfig,
-        task,
-        len(pairs),
-        beta=task.config.beta,
-        loss_type=[task.config.loss],
-        precompute_ref_log_probs=True,
+        DPOConfig, task, len(pairs), precompute_ref_log_probs=True, **loss_options(task.config)
     )
     return PairDPOTrainer(model=policy, args=args, train_dataset=rows, processing_class=tokenizer)
 
 
-def fit_policy(
-    policy: PreTrainedModel,
-    pairs: Sequence[EncodedPair],
-    reference: PairLogprobs,
-    tokenizer: PreTrainedTokenizerBase,
-    task: StageTask,
-    reporter: Reporter,
-) -> TrainingOutcome:
-    """Trains the policy in place on pairs. Raises TrainingDiverged, StageInterrupted."""
-    lengths = [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
+def fit_with_trl(training: DPOTraining, task: StageTask, reporter: Reporter) -> TrainingOutcome:
+    """Takes the steps of the current pass that are left. Raises TrainingDiverged, StageInterrupted."""
+    assert training.reference is not None
+    policy, pairs = training.opened.model, training.current_pairs()
+    resume = task.resume if task.resume and (task.resume / TRAINER_FILE).exists() else None
+    own = replace(task, config=training.pass_config, resume=resume)
+    tokenizer = padding_tokenizer(task.one("policy").path, training.pad_id)
     with settings_kept(policy):
-        trainer = dpo_trainer(policy, pairs, reference, tokenizer, task)
-        return run_trainer(trainer, lengths, task, reporter)
+        outcome = run_trainer(
+            dpo_trainer(policy, pairs, training.reference, tokenizer, own),
+            pair_lengths(pairs),
+            own,
+            reporter,
+            before=training.steps_before,
+            total=training.total_steps,
+            keep=partial(save_pass, training),
+        )
+    return TrainingOutcome(outcome.steps, outcome.first, outcome.last)

@@ -1,37 +1,82 @@
 """The reference's log-probabilities, computed once before the training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from mpo.batches import length_mask, pad_right, rows_at_once, sorted_batches
+from mpo.adapters import TRAINED, Opened, read_adapter
+from mpo.batches import rows_at_once, sorted_batches
 from mpo.dpo.loss import PairLogprobs
-from mpo.logprobs import sequence_logprobs
+from mpo.errors import StageInterrupted, UnusableModel
+from mpo.logprobs import response_logprobs
+from mpo.policies import load_policy
+from mpo.reporter import StageTask
 from mpo.tokenization import EncodedPair
 
+FROZEN = "reference"
+"""Name of the adapter that is the reference, where it is one over the policy's base."""
 
-def batch_logprobs(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
-) -> Tensor:
-    """Log-probability of each response to its prompt, summed over its tokens, in nats: fp32, (batch,)."""
-    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-    batch = pad_right(rows, pad_id).to(model.device)
-    in_prompt = length_mask([len(prompt) for prompt in prompts], batch.input_ids.shape[1]).to(model.device)
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.real_mask.long(), use_cache=False).logits
-    return sequence_logprobs(logits, batch.input_ids, batch.real_mask & ~in_prompt)
+
+@contextmanager
+def reference_model(task: StageTask, opened: Opened, digest: str) -> Iterator[PreTrainedModel]:
+    """The role `reference`, to be run before the policy has trained. digest: of its weights.
+
+    Where it is the policy as it starts, the policy's base, or an adapter over that base, the policy's own
+    modules run it, so that equal weights give equal numbers to the bit; else it is loaded for this once.
+    Raises UnusableModel.
+    """
+    folder, base = task.one("reference").path, opened.base
+    if base is None:
+        same = folder == task.one("policy").path
+        yield opened.model if same else _load_other(folder, opened.model)
+        return
+    adapter = read_adapter(folder)
+    if digest == base.digest:
+        base.activate(None)
+        yield base.model
+        base.activate(TRAINED)
+    elif adapter is not None and adapter.base_sha256 == base.digest:
+        base.add_frozen(FROZEN, adapter)
+        yield base.model
+        base.activate(TRAINED)
+        base.wrapped().delete_adapter(FROZEN)
+    else:
+        yield _load_other(folder, base.model)
+
+
+def _load_other(folder: Path, policy: PreTrainedModel) -> PreTrainedModel:
+    reference = load_policy(folder)
+    theirs, ours = (model.config.get_text_config().vocab_size for model in (reference, policy))
+    if theirs != ours:
+        raise UnusableModel(
+            f"The reference has a vocabulary of {theirs} tokens and the policy one of {ours}: token ids of "
+            "one mean nothing to the other. Give a reference with the policy's tokenizer.",
+            reference=folder.name,
+            reference_vocabulary=theirs,
+            policy_vocabulary=ours,
+        )
+    return reference
 
 
 @torch.no_grad()
-def pair_logprobs(model: PreTrainedModel, pairs: Sequence[EncodedPair], pad_id: int) -> PairLogprobs:
-    """Log-probabilities of both responses of each pair, in order, on the CPU."""
+def pair_logprobs(
+    model: PreTrainedModel,
+    pairs: Sequence[EncodedPair],
+    pad_id: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> PairLogprobs:
+    """Log-probabilities of both responses of each pair, in order, on the CPU. Raises StageInterrupted."""
     prompts = [pair.prompt_ids for pair in pairs for _ in range(2)]
     responses = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     batch_rows = rows_at_once(max(lengths), model.config.get_text_config().vocab_size)
     logprobs = torch.empty(len(lengths))
     for rows in sorted_batches(lengths, batch_rows):
-        batch = batch_logprobs(model, [prompts[i] for i in rows], [responses[i] for i in rows], pad_id)
+        if should_stop():
+            raise StageInterrupted
+        batch = response_logprobs(model, [prompts[i] for i in rows], [responses[i] for i in rows], pad_id)
         logprobs[rows] = batch.cpu()
     return PairLogprobs(*logprobs.view(-1, 2).unbind(-1))

@@ -1,53 +1,145 @@
 """Direct Preference Optimization on the easy pairs."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+
+from mpo.adapters import open_policy, save_trained, weights_digest
+from mpo.checkpoints import handed_over
 from mpo.config import DPOStage
-from mpo.dpo.engine import fit_policy
-from mpo.dpo.reference import pair_logprobs
-from mpo.errors import EmptySplit
-from mpo.policies import load_policy, save_model, to_training_device
+from mpo.dpo.curriculum import plan_passes
+from mpo.dpo.engine import fit_with_trl
+from mpo.dpo.objective import PairObjective
+from mpo.dpo.reference import pair_logprobs, reference_model
+from mpo.dpo.state import DPOTraining, restore, save_pass, save_start
+from mpo.errors import EmptySplit, StageInterrupted
+from mpo.policies import to_training_device
 from mpo.records import read_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.summaries import write_summary
-from mpo.tokenization import encode_pairs, load_tokenizer, terminators
-from mpo.trl_engine import padding_tokenizer
+from mpo.tokenization import EncodingCounts, encode_pairs, load_tokenizer, terminators
+from mpo.training import STATE_FILE, Training, TrainingOutcome, run
+from mpo.training import restore as restore_steps
 
 
 def train_dpo(task: StageTask, reporter: Reporter) -> None:
-    """The stage `dpo`: roles policy, reference and data -> model.
+    """The stage `dpo`: roles policy, reference, data and perhaps base -> model.
 
-    The reference's log-probabilities are computed once; it is not in memory while the policy trains. AdamW;
-    the learning rate falls linearly from its peak to 0, without warm-up; gradients are clipped to norm 1.
-    Raises UnusableModel, NoChatTemplate, EmptySplit, TrainingDiverged, StageInterrupted.
+    The reference's log-probabilities are computed once, before the first step, and kept in every checkpoint.
+    AdamW; the learning rate falls linearly from its peak to 0, without warm-up; gradients are clipped to norm
+    1. A curriculum is such a training for each band of gaps, and what came of one is the next one's
+    reference. Raises EmptySplit, InvalidScores, UnusableModel, NoChatTemplate, ReferenceChanged,
+    TrainingDiverged, StageInterrupted.
     """
+    training, counts = open_training(task, reporter)
+    resume = task.resume
+    if resume:
+        restore(training, resume)
+    while len(training.outcomes) < len(training.passes):
+        if training.reference is None:
+            compute_reference(training, task, reporter)
+        training.outcomes.append(fit(training, replace(task, resume=resume), reporter))
+        training.reference, resume = None, None
+    save_trained(training.opened, task.one("policy").path, task.output / "model")
+    write_summary(task.output, summarize(training) | {"encoding": counts.to_json()})
+
+
+def open_training(task: StageTask, reporter: Reporter) -> tuple[DPOTraining, EncodingCounts]:
+    """The training before its first pass, and what encoding did to its pairs."""
     config, source = task.config, task.one("policy").path
     assert isinstance(config, DPOStage)
     tokenizer = load_tokenizer(source)
+    rows = read_pairs(task.one("data").path)
+    if not rows:
+        raise EmptySplit(
+            "There is no pair to train on: the split made none easy. Lower its threshold, or set "
+            "easy_fraction in its place.",
+            pairs=0,
+        )
+    passes = plan_passes(rows, config, reporter.warn)
     pairs, counts = encode_pairs(
-        read_pairs(task.one("data").path),
+        rows,
         tokenizer,
         max_prompt_tokens=config.max_prompt_tokens,
         max_response_tokens=config.max_response_tokens,
     )
-    if not pairs:
-        raise EmptySplit("There are no easy pairs to train on.")
     pad_id = terminators(source, tokenizer).pad_id
-    reference = to_training_device(load_policy(task.one("reference").path)).eval()
-    reference_logprobs = pair_logprobs(reference, pairs, pad_id)
-    del reference
-    policy = load_policy(source)
-    outcome = fit_policy(policy, pairs, reference_logprobs, padding_tokenizer(source, pad_id), task, reporter)
-    save_model(policy, source, task.output / "model")
-    write_summary(
-        task.output,
+    digest = weights_digest(task.one("reference").path)
+    opened = open_policy(task, "policy")
+    return DPOTraining(config, opened, pad_id, pairs, passes, digest), counts
+
+
+def compute_reference(training: DPOTraining, task: StageTask, reporter: Reporter) -> None:
+    """Has the reference tell its log-probabilities of the pass's pairs, and hands them over in a checkpoint.
+
+    In all passes but the first the reference is the policy as it stands. Raises UnusableModel,
+    StageInterrupted.
+    """
+    later = bool(training.outcomes)
+    opened = training.opened
+    chosen = nullcontext(opened.model) if later else reference_model(task, opened, training.reference_sha256)
+    try:
+        with chosen as model:
+            to_training_device(model).eval()
+            pairs = training.current_pairs()
+            training.reference = pair_logprobs(model, pairs, training.pad_id, reporter.should_stop)
+    except StageInterrupted:
+        if later:  # else there is nothing to keep
+            hand_over(training, task, reporter)
+        raise
+    hand_over(training, task, reporter)
+    if reporter.should_stop():
+        raise StageInterrupted(step=training.steps_before)
+
+
+def hand_over(training: DPOTraining, task: StageTask, reporter: Reporter) -> None:
+    """A checkpoint of a training whose current pass has taken no step yet."""
+    with handed_over(task, reporter, training.steps_before) as folder:
+        save_start(training, folder)
+
+
+def fit(training: DPOTraining, task: StageTask, reporter: Reporter) -> TrainingOutcome:
+    """Takes the steps of the current pass that are left. Raises TrainingDiverged, StageInterrupted."""
+    if training.config.engine == "trl":
+        return fit_with_trl(training, task, reporter)
+    assert training.reference is not None
+    model = to_training_device(training.opened.model).train()
+    vocabulary = model.config.get_text_config().vocab_size
+    config, pairs = training.pass_config, training.current_pairs()
+    objective = PairObjective(pairs, training.reference, config, training.pad_id, vocabulary)
+    steps = Training(model, objective, config, task.seed)
+    if task.resume and (task.resume / STATE_FILE).exists():
+        restore_steps(steps, task.resume)
+    before, total = training.steps_before, training.total_steps
+    return run(steps, task, reporter, before=before, total=total, keep=partial(save_pass, training))
+
+
+def summarize(training: DPOTraining) -> dict[str, object]:
+    """The stage's numbers, and with a curriculum those of each pass."""
+    config, first, last = training.config, training.outcomes[0].first, training.outcomes[-1].last
+    summary: dict[str, object] = {
+        "pairs": len(training.pairs),
+        "steps": training.steps_before,
+        "beta": config.beta,
+        "loss": config.loss,
+        "reference_sha256": training.reference_sha256,
+        "loss_first": first["loss"],
+        "loss_last": last["loss"],
+        "accuracy_last": last["accuracy"],
+        "gap_first": first["gap"],
+        "gap_last": last["gap"],
+    }
+    if not config.curriculum:
+        return summary
+    passes = [
         {
-            "pairs": len(pairs),
+            "gap_at_least": part.at_least,
+            "gap_below": part.below,
+            "pairs": len(part.rows),
             "steps": outcome.steps,
-            "beta": config.beta,
             "loss_first": outcome.first["loss"],
             "loss_last": outcome.last["loss"],
-            "accuracy_last": outcome.last["accuracy"],
-            "gap_first": outcome.first["gap"],
-            "gap_last": outcome.last["gap"],
-            "encoding": counts.to_json(),
-        },
-    )
+        }
+        for part, outcome in zip(training.passes, training.outcomes, strict=True)
+    ]
+    return summary | {"passes": passes}

@@ -52,7 +52,7 @@ def test_max_steps_never_lengthens_a_training(tmp_path: Path) -> None:
 def test_accumulated_batches_train_like_whole_ones(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = DPOStage(learning_rate=1e-3, batch_pairs=8)
+    config = DPOStage(engine="trl", learning_rate=1e-3, batch_pairs=8)
     train_dpo(task_of(config, tmp_path / "whole", inputs), RecordingReporter())
     monkeypatch.setattr("mpo.trl_engine.MICRO_BATCH_ROWS", 2)
     train_dpo(task_of(config, tmp_path / "parts", inputs), RecordingReporter())
@@ -68,8 +68,8 @@ def test_a_checkpoint_at_every_step_holds_no_pickled_code(
 ) -> None:
     reporter = RecordingReporter(kept=tmp_path / "kept")
     monkeypatch.setattr(reporter, "checkpoint_due", lambda: True)
-    train_dpo(task_of(DPOStage(batch_pairs=8), tmp_path / "dpo", inputs), reporter)
-    assert reporter.checkpoints == [1, 2]
+    train_dpo(task_of(DPOStage(engine="trl", batch_pairs=8), tmp_path / "dpo", inputs), reporter)
+    assert reporter.checkpoints == [0, 1, 2]
     assert not (tmp_path / "kept" / "training_args.bin").exists()
     for path in (tmp_path / "kept").iterdir():
         if path.suffix in {".pt", ".pth"} and not path.name.startswith("rng_state"):
@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(inputs: Inputs, tmp_path: 
         broken.lm_head.weight[3] = float("nan")
     broken.save_pretrained(tmp_path / "base")
     with pytest.raises(TrainingDiverged) as caught:
-        train_dpo(task_of(DPOStage(), tmp_path / "dpo", inputs), RecordingReporter())
+        train_dpo(task_of(DPOStage(engine="trl"), tmp_path / "dpo", inputs), RecordingReporter())
     assert caught.value.facts["step"] == 1
     assert not list((tmp_path / "dpo").iterdir())
 
@@ -95,5 +95,5 @@ def test_nothing_is_sent_to_trls_authors(
     sent: list[object] = []
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(base_trainer, "send_telemetry", lambda *args, **kwargs: sent.append(kwargs))
-    train_dpo(task_of(DPOStage(max_steps=1), tmp_path / "dpo", inputs), RecordingReporter())
+    train_dpo(task_of(DPOStage(engine="trl", max_steps=1), tmp_path / "dpo", inputs), RecordingReporter())
     assert sent == []

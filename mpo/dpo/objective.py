@@ -1,0 +1,91 @@
+"""DPO as an objective of the shared training loop: each pair as two rows, `prompt | response`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mpo.batches import rows_at_once
+from mpo.config import DPOStage
+from mpo.dpo.loss import PairLogprobs, PairTokens, dpo_loss, implicit_rewards, token_means
+from mpo.logprobs import response_logprobs
+from mpo.tokenization import EncodedPair
+
+
+def pair_lengths(pairs: Sequence[EncodedPair]) -> list[int]:
+    """Tokens of each pair's longer row."""
+    return [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
+
+
+@dataclass(frozen=True)
+class PairObjective:
+    """The objective of DPO: a mean over a step's pairs.
+
+    reference: log-probabilities of every pair, on the CPU. vocabulary: in tokens.
+    """
+
+    pairs: Sequence[EncodedPair]
+    reference: PairLogprobs
+    config: DPOStage
+    pad_id: int
+    vocabulary: int
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        """Of the pairs."""
+        return [pair.id for pair in self.pairs]
+
+    @cached_property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each pair's longer row."""
+        return pair_lengths(self.pairs)
+
+    def weight(self, row: int) -> float:
+        """Every pair counts the same."""
+        return 1.0
+
+    def rows_at_once(self, longest: int) -> int:
+        """As many pairs as the logits' memory allows, of two rows each."""
+        return max(1, rows_at_once(longest, self.vocabulary) // 2)
+
+    def losses(self, model: PreTrainedModel, rows: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Sums over the pairs: the loss, and as metrics implicit rewards and log-probabilities, in nats."""
+        config, pairs = self.config, [self.pairs[row] for row in rows]
+        policy = two_row_logprobs(model, pairs, self.pad_id)
+        reference = PairLogprobs(*(side[list(rows)].to(policy.chosen.device) for side in self.reference))
+        tokens = PairTokens(
+            policy.chosen.new_tensor([len(pair.chosen_ids) for pair in pairs]),
+            policy.rejected.new_tensor([len(pair.rejected_ids) for pair in pairs]),
+        )
+        sums, means = (policy, reference), (token_means(policy, tokens), token_means(reference, tokens))
+        compared = means if config.length_normalised or config.loss == "ipo" else sums
+        losses = dpo_loss(*compared, config.beta, config.loss, config.flip_rate)
+        if config.sft_coefficient > 0:
+            losses = losses - config.sft_coefficient * means[0].chosen
+        # TRL reports IPO's rewards of whole responses too.
+        rewards = implicit_rewards(*(means if config.length_normalised else sums), config.beta)
+        return losses.sum(), pair_metrics(policy, rewards)
+
+
+def two_row_logprobs(model: PreTrainedModel, pairs: Sequence[EncodedPair], pad_id: int) -> PairLogprobs:
+    """Log-probabilities of both responses of each pair, from one forward pass over twice as many rows."""
+    prompts = [pair.prompt_ids for pair in pairs] * 2
+    responses = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
+    return PairLogprobs(*response_logprobs(model, prompts, responses, pad_id).chunk(2))
+
+
+@torch.no_grad()
+def pair_metrics(policy: PairLogprobs, rewards: PairLogprobs) -> dict[str, Tensor]:
+    """What a step reports of its pairs, summed over them. accuracy: how many have the chosen reward above."""
+    gaps = rewards.chosen - rewards.rejected
+    return {
+        "accuracy": (gaps > 0).sum(),
+        "gap": gaps.sum(),
+        "reward_chosen": rewards.chosen.sum(),
+        "reward_rejected": rewards.rejected.sum(),
+        "logprobs_chosen": policy.chosen.sum(),
+        "logprobs_rejected": policy.rejected.sum(),
+    }
