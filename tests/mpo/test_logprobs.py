@@ -1,9 +1,11 @@
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from mpo.logprobs import sequence_logprobs, token_logprobs
+from mpo.logprobs import response_logprobs, sequence_logprobs, token_logprobs
 
 
 def test_logprob_of_a_token_by_hand() -> None:
@@ -42,3 +44,31 @@ def test_tokens_outside_the_response_get_no_gradient() -> None:
     assert logits.grad is not None
     assert logits.grad[0, [0, 2, 3]].abs().sum() == 0
     assert logits.grad[0, 1].abs().sum() > 0
+
+
+class Bigrams:
+    """A model whose logits after a token are that token's row of a table."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table = table
+
+    def __call__(self, input_ids: torch.Tensor, **_: object) -> Any:
+        return SimpleNamespace(logits=self.table[input_ids])
+
+
+def test_a_response_is_predicted_from_the_prompt_s_last_token_to_its_terminator() -> None:
+    none = 0.0  # rows: the token before; columns: the token that follows
+    table = torch.tensor(
+        [
+            [1.0, none, none, none],
+            [none, none, 1 / 4, 3 / 4],
+            [1 / 8, none, none, 7 / 8],
+            [1 / 3, none, 2 / 3, none],
+        ]
+    ).log()
+    model: Any = Bigrams(table)
+    found = response_logprobs(model, [[3, 2, 1], [1], [1, 2]], [[2, 3, 0], [3], [0]], pad_id=1)
+    expected = [1 / 4 * 7 / 8 * 1 / 3, 3 / 4, 1 / 8]
+    assert found.exp().tolist() == pytest.approx(expected, abs=1e-6)

@@ -1,16 +1,29 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForSequenceClassification
 
-from mpo.config import DPOStage
+from mpo.adapters import ADAPTER, weights_digest
+from mpo.config import DPOStage, SFTStage
 from mpo.dpo.train import train_dpo
-from mpo.errors import EmptySplit, StageInterrupted
+from mpo.errors import EmptySplit, InvalidScores, TrainingDiverged, UnusableModel
 from mpo.policies import load_policy
 from mpo.records import write_rows
-from tests.mpo.tiny import RecordingReporter, task_of, write_pairs, write_policy
+from mpo.sft.train import train_sft
+from mpo.training_config import LoRAConfig
+from tests.mpo.tiny import (
+    RecordingReporter,
+    task_of,
+    tiny_llama,
+    word_pairs,
+    write_pairs,
+    write_policy,
+    write_reward_model,
+)
 
 Inputs = dict[str, Path | list[Path]]
 
@@ -25,49 +38,64 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_policy(folder).state_dict()
 
 
-def test_training_starts_at_log_two_and_learns_the_preference(inputs: Inputs, tmp_path: Path) -> None:
+def train(config: DPOStage, inputs: Inputs, output: Path) -> tuple[dict[str, object], RecordingReporter]:
+    """The summary, and what was reported."""
     reporter = RecordingReporter()
+    train_dpo(task_of(config, output, inputs), reporter)
+    return json.loads((output / "summary.json").read_text()), reporter
+
+
+def test_training_starts_at_log_two_and_learns_the_preference(inputs: Inputs, tmp_path: Path) -> None:
     config = DPOStage(learning_rate=4e-3, epochs=4, batch_pairs=8)
-    train_dpo(task_of(config, tmp_path / "dpo", inputs), reporter)
+    summary, reporter = train(config, inputs, tmp_path / "dpo")
     assert [(step, total) for step, total, _ in reporter.steps] == [(k, 12) for k in range(1, 13)]
-    assert {"loss", "learning_rate", "grad_norm", "accuracy", "gap"} <= reporter.steps[0][2].keys()
-    summary = json.loads((tmp_path / "dpo" / "summary.json").read_text())
+    assert set(reporter.steps[0][2]) == {
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "accuracy",
+        "gap",
+        "reward_chosen",
+        "reward_rejected",
+        "logprobs_chosen",
+        "logprobs_rejected",
+    }
     assert summary["loss_first"] == pytest.approx(math.log(2), abs=1e-5)
     assert summary["loss_last"] < 0.4
     assert summary["gap_last"] > 0.5
     assert (summary["pairs"], summary["steps"], summary["encoding"]["pairs"]) == (22, 12, 22)
+    assert summary["reference_sha256"] == weights_digest(tmp_path / "base")
+    assert reporter.checkpoints == [0], "once the reference is done"
     assert sorted(path.name for path in (tmp_path / "dpo").iterdir()) == ["model", "summary.json"]
 
 
 def test_the_reference_stays_what_it_was_where_it_is_another_model(inputs: Inputs, tmp_path: Path) -> None:
     other = write_policy(tmp_path / "other", seed=3)
-    reporter = RecordingReporter()
-    task = task_of(DPOStage(max_steps=1), tmp_path / "dpo", inputs | {"reference": other})
-    train_dpo(task, reporter)
+    summary, reporter = train(DPOStage(max_steps=1), inputs | {"reference": other}, tmp_path / "dpo")
     assert abs(reporter.steps[0][2]["loss"] - math.log(2)) > 1e-2
+    assert summary["reference_sha256"] == weights_digest(other)
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(inputs: Inputs, tmp_path: Path) -> None:
-    config = DPOStage(learning_rate=1e-3, epochs=3, batch_pairs=8)
-    train_dpo(task_of(config, tmp_path / "whole", inputs), RecordingReporter())
-    first = RecordingReporter(kept=tmp_path / "kept", stop_after=5)
-    with pytest.raises(StageInterrupted):
-        train_dpo(task_of(config, tmp_path / "first", inputs), first)
-    assert first.checkpoints == [5]
-    rest = RecordingReporter()
-    train_dpo(task_of(config, tmp_path / "rest", inputs, resume=tmp_path / "kept"), rest)
-    assert [step for step, _, _ in rest.steps] == [6, 7, 8, 9]
-    resumed = weights(tmp_path / "rest" / "model")
-    for name, weight in weights(tmp_path / "whole" / "model").items():
-        assert torch.equal(resumed[name], weight), name
-    summaries = [json.loads((tmp_path / run / "summary.json").read_text()) for run in ("whole", "rest")]
-    assert summaries[0] == summaries[1]
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "ipo", "beta": 0.5},
+        {"loss": "hinge"},
+        {"loss": "robust", "flip_rate": 0.1},
+        {"loss": "cdpo", "flip_rate": 0.1},
+        {"length_normalised": True, "beta": 2.0},
+        {"sft_coefficient": 0.1},
+    ],
+)
+def test_every_loss_learns_the_preference(inputs: Inputs, tmp_path: Path, options: dict[str, object]) -> None:
+    base = {"learning_rate": 4e-3, "epochs": 3, "batch_pairs": 8}
+    summary, _ = train(DPOStage.model_validate(base | options), inputs, tmp_path / "dpo")
+    assert summary["loss_last"] < 0.9 * summary["loss_first"]
+    assert summary["accuracy_last"] > 0.8
 
 
 def test_a_learning_rate_of_zero_leaves_weights_and_settings_alone(inputs: Inputs, tmp_path: Path) -> None:
-    train_dpo(
-        task_of(DPOStage(learning_rate=0.0, max_steps=1), tmp_path / "dpo", inputs), RecordingReporter()
-    )
+    train(DPOStage(learning_rate=0.0, max_steps=1), inputs, tmp_path / "dpo")
     before = weights(tmp_path / "base")
     for name, weight in weights(tmp_path / "dpo" / "model").items():
         assert torch.equal(before[name], weight), name
@@ -76,10 +104,120 @@ def test_a_learning_rate_of_zero_leaves_weights_and_settings_alone(inputs: Input
         assert saved == json.loads((tmp_path / "base" / name).read_text()), name
 
 
+@pytest.mark.parametrize("engine", ["native", "trl"])
+def test_adapters_go_on_from_the_sft_s_and_start_at_log_two(
+    inputs: Inputs, tmp_path: Path, engine: str
+) -> None:
+    lora, base = LoRAConfig(rank=4, alpha=8), tmp_path / "base"
+    sft = SFTStage(learning_rate=1e-2, batch_pairs=8, lora=lora)
+    sft_inputs = {"policy": base, "base": base, "data": inputs["data"]}
+    train_sft(task_of(sft, tmp_path / "sft", sft_inputs), RecordingReporter())
+    start = tmp_path / "sft" / "model"
+    config = DPOStage(engine=engine, learning_rate=5e-3, epochs=3, batch_pairs=8, lora=lora)  # type: ignore[arg-type]
+    both = inputs | {"policy": start, "reference": start, "base": base}
+    summary, reporter = train(config, both, tmp_path / "dpo")
+    assert reporter.steps[0][2]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert summary["loss_last"] < 0.65
+    origin = json.loads((tmp_path / "dpo" / "model" / ADAPTER / "origin.json").read_text())
+    assert origin["base_sha256"] == weights_digest(base)
+    # Over the base as reference, the same policy starts elsewhere.
+    _, reporter = train(
+        config.model_copy(update={"max_steps": 1}), both | {"reference": base}, tmp_path / "b"
+    )
+    assert abs(reporter.steps[0][2]["loss"] - math.log(2)) > 1e-4
+
+
+def banded(path: Path, gaps: list[float]) -> Path:
+    """A file of 24 pairs whose gaps are these, again and again."""
+    write_rows(path, [replace(p, gap=gaps[row % len(gaps)]) for row, p in enumerate(word_pairs(24))])
+    return path
+
+
+@pytest.mark.parametrize("engine", ["native", "trl"])
+def test_a_curriculum_trains_from_easy_to_hard_each_pass_against_the_one_before(
+    inputs: Inputs, tmp_path: Path, engine: str
+) -> None:
+    config = DPOStage(
+        engine=engine,  # type: ignore[arg-type]
+        learning_rate=1e-3,
+        epochs=2,
+        batch_pairs=4,
+        max_steps=10,
+        curriculum=[2.0, 1.5, 1.0],
+    )
+    data = banded(tmp_path / "banded.parquet", [3.0, 1.0, 0.5])
+    summary, reporter = train(config, inputs | {"data": data}, tmp_path / "dpo")
+    assert [(step, total) for step, total, _ in reporter.steps] == [(k, 10) for k in range(1, 11)]
+    assert reporter.checkpoints == [0, 4, 8]
+    assert len(reporter.warnings) == 1
+    assert "from 1.5 on and below 2" in reporter.warnings[0]
+    for start, end in ((0, 3), (4, 7), (8, 9)):
+        metrics = reporter.steps[start][2]
+        assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-5), "its reference is the policy"
+        assert metrics["learning_rate"] == pytest.approx(1e-3)
+        assert reporter.steps[end][2]["loss"] < metrics["loss"] - 1e-3
+    listed = [(p["gap_at_least"], p["gap_below"], p["pairs"], p["steps"]) for p in summary["passes"]]
+    assert listed == [(2.0, None, 8, 4), (1.0, 1.5, 8, 4), (None, 1.0, 8, 2)]
+    assert [p["loss_last"] for p in summary["passes"]] == [reporter.steps[k][2]["loss"] for k in (3, 7, 9)]
+
+
+def test_a_pass_of_the_curriculum_is_a_training_on_its_band(inputs: Inputs, tmp_path: Path) -> None:
+    # Two passes in one stage, against two stages of which the second starts from the first.
+    gaps, config = [3.0, 1.0], DPOStage(learning_rate=1e-3, batch_pairs=4)
+    data = banded(tmp_path / "banded.parquet", gaps)
+    both = config.model_copy(update={"curriculum": [2.0]})
+    train(both, inputs | {"data": data}, tmp_path / "both")
+    model = tmp_path / "base"
+    for gap in gaps:
+        rows = [replace(p, gap=gap) for row, p in enumerate(word_pairs(24)) if gaps[row % 2] == gap]
+        write_rows(tmp_path / f"{gap}.parquet", rows)
+        own = {"policy": model, "reference": model, "data": tmp_path / f"{gap}.parquet"}
+        train(config, own, tmp_path / str(gap))
+        model = tmp_path / str(gap) / "model"
+    apart = weights(model)
+    for name, weight in weights(tmp_path / "both" / "model").items():
+        assert torch.equal(apart[name], weight), name
+
+
+def test_a_curriculum_without_gaps_is_refused(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(InvalidScores, match="pair 0 has none"):
+        train(DPOStage(curriculum=[1.0]), inputs, tmp_path / "dpo")
+
+
+@pytest.mark.parametrize("engine", ["native", "trl"])
+def test_one_pair_is_enough(inputs: Inputs, tmp_path: Path, engine: str) -> None:
+    data = write_pairs(tmp_path / "one.parquet", 1)
+    config = DPOStage(engine=engine, epochs=2)  # type: ignore[arg-type]
+    summary, _ = train(config, inputs | {"data": data}, tmp_path / "dpo")
+    assert (summary["pairs"], summary["steps"]) == (1, 2)
+
+
 def test_no_easy_pairs_is_an_empty_split(inputs: Inputs, tmp_path: Path) -> None:
     write_rows(tmp_path / "none.parquet", [])
-    with pytest.raises(EmptySplit):
-        train_dpo(
-            task_of(DPOStage(), tmp_path / "dpo", inputs | {"data": tmp_path / "none.parquet"}),
-            RecordingReporter(),
-        )
+    with pytest.raises(EmptySplit, match="Lower its threshold"):
+        train(DPOStage(), inputs | {"data": tmp_path / "none.parquet"}, tmp_path / "dpo")
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_rows(inputs: Inputs, tmp_path: Path) -> None:
+    broken = load_policy(tmp_path / "base")
+    with torch.no_grad():
+        broken.lm_head.weight[3] = float("nan")
+    broken.save_pretrained(tmp_path / "base")
+    with pytest.raises(TrainingDiverged, match="at step 1, on the rows") as caught:
+        train(DPOStage(batch_pairs=4), inputs, tmp_path / "dpo")
+    assert caught.value.facts["step"] == 1
+    assert len(caught.value.facts["rows"]) == 4
+    assert not list((tmp_path / "dpo").iterdir())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_reward_model_is_no_policy(inputs: Inputs, tmp_path: Path, tied: bool) -> None:
+    reward_model = write_reward_model(tmp_path / "rm", tmp_path / "base")
+    if tied:
+        config = tiny_llama(300).config
+        config.tie_word_embeddings, config.num_labels = True, 1
+        LlamaForSequenceClassification(config).save_pretrained(reward_model)
+    reporter = RecordingReporter()
+    with pytest.raises(UnusableModel, match="this is a reward model"):
+        train_dpo(task_of(DPOStage(), tmp_path / "dpo", inputs | {"policy": reward_model}), reporter)
+    assert not reporter.checkpoints
