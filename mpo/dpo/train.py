@@ -107,7 +107,8 @@ def fit(training: DPOTraining, task: StageTask, reporter: Reporter) -> TrainingO
     vocabulary = model.config.get_text_config().vocab_size
     config, pairs = training.pass_config, training.current_pairs()
     objective = PairObjective(pairs, training.reference, config, training.pad_id, vocabulary)
-    steps = Training(model, objective, config, task.seed)
+    before_it = dict(training.outcomes[-1].last) if training.outcomes else {}
+    steps = Training(model, objective, config, task.seed, last=before_it)
     if task.resume and (task.resume / STATE_FILE).exists():
         restore_steps(steps, task.resume)
     before, total = training.steps_before, training.total_steps

@@ -20,6 +20,9 @@ RESPONSES = [[END], [A, END], [B, END], [A, A], [A, B], [B, A], [B, B]]
 """All of at most two tokens: one that is not ended by then is cut."""
 
 REWARDS = torch.tensor([0.0, 1.2, -0.5, 2.0, 1.0, 0.3, 1.1])
+PROMPT = [3]
+FEW = [[END], [A, END], [A, B], [B, A]]
+FEW_REWARDS = math.log(3) * torch.tensor([0.0, 1, 0, 1])
 PAIRS = list(combinations(range(len(RESPONSES)), 2))
 
 
@@ -77,11 +80,6 @@ def test_the_training_loop_brings_a_language_model_there() -> None:
     for _ in range(training.total_steps):
         train_step(training)
     assert variation(few_logprobs(model).softmax(0), target) < 0.02
-
-
-PROMPT = [3]
-FEW = [[END], [A, END], [A, B], [B, A]]
-FEW_REWARDS = math.log(3) * torch.tensor([0.0, 1, 0, 1])
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from mpo.errors import EmptySplit, InvalidScores, TrainingDiverged, UnusableMode
 from mpo.policies import load_policy
 from mpo.records import write_rows
 from mpo.sft.train import train_sft
+from mpo.tokenization import load_tokenizer
 from mpo.training_config import LoRAConfig
 from tests.mpo.tiny import (
     RecordingReporter,
@@ -208,6 +209,23 @@ def test_a_loss_that_is_not_finite_names_its_step_and_rows(inputs: Inputs, tmp_p
     assert caught.value.facts["step"] == 1
     assert len(caught.value.facts["rows"]) == 4
     assert not list((tmp_path / "dpo").iterdir())
+
+
+def test_a_later_pass_that_diverges_names_the_stage_s_step(inputs: Inputs, tmp_path: Path) -> None:
+    # A token that only the second pass's pair holds has no finite embedding.
+    broken, token = (
+        load_policy(tmp_path / "base"),
+        load_tokenizer(tmp_path / "base").convert_tokens_to_ids("z"),
+    )
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[token] = float("nan")
+    broken.save_pretrained(tmp_path / "base")
+    rows = [replace(pair, gap=3.0) for pair in word_pairs(8)]
+    write_rows(tmp_path / "odd.parquet", [*rows, replace(rows[0], id="odd", chosen="zz", gap=1.0)])
+    config = DPOStage(batch_pairs=4, curriculum=[2.0])
+    with pytest.raises(TrainingDiverged, match=r"at step 3, on the rows odd\. Before it: loss 0") as caught:
+        train(config, inputs | {"data": tmp_path / "odd.parquet"}, tmp_path / "dpo")
+    assert (caught.value.facts["step"], caught.value.facts["rows"]) == (3, ["odd"])
 
 
 @pytest.mark.parametrize("tied", [False, True])
