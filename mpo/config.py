@@ -220,8 +220,19 @@ class PPOStage(TrainingConfig):
         None, description="Stop when the KL to the reference passes this many nats a response."
     )
     equal_iterations: PositiveInt = Field(
-        5, description="Stop after this many iterations in a row whose scores are all equal."
+        5, description="Stop after this many iterations in a row whose rewards are all equal."
     )
+
+    @model_validator(mode="after")
+    def _controller_keeps_the_coefficient_above_0(self) -> Self:
+        controller = self.kl_controller
+        if controller is None:
+            return self
+        if self.kl_coefficient == 0:
+            raise ValueError("kl_controller multiplies kl_coefficient, so it cannot start at 0")
+        if self.rollout_prompts >= 5 * controller.horizon:
+            raise ValueError("kl_controller.horizon is above a fifth of rollout_prompts")
+        return self
 
 
 class EvaluateStage(TrainingConfig):

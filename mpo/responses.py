@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,15 +73,28 @@ def pad_responses(
 
 def response_logits(model: PreTrainedModel, batch: ResponseBatch, temperature: float = 1.0) -> Tensor:
     """logits / temperature that predict each response token: (rows, tokens, vocabulary), fp32."""
-    logits = model(
+    return _predictions(model, batch).logits[:, :-1].float() / temperature
+
+
+def response_logits_and_states(
+    model: PreTrainedModel, batch: ResponseBatch, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`response_logits`, and the final hidden states they are read from: (rows, tokens, width), fp32."""
+    outputs = _predictions(model, batch, output_hidden_states=True)
+    before = slice(-batch.response_mask.shape[1] - 1, -1)
+    return outputs.logits[:, :-1].float() / temperature, outputs.hidden_states[-1][:, before].float()
+
+
+def _predictions(model: PreTrainedModel, batch: ResponseBatch, **asked: bool) -> Any:
+    return model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         use_cache=False,
         # One more than the tokens: the first of them is predicted from the last token of the prompt.
         logits_to_keep=batch.response_mask.shape[1] + 1,
-    ).logits[:, :-1]
-    return logits.float() / temperature
+        **asked,
+    )
 
 
 def response_logprobs(model: PreTrainedModel, batch: ResponseBatch, temperature: float) -> Tensor:

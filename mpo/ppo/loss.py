@@ -24,11 +24,10 @@ class OldTokens:
 
 
 @dataclass(frozen=True)
-class LossTerms:
-    """A micro-batch's share of an optimizer step: losses ready to be summed, and what to report."""
+class PolicyTerms:
+    """A micro-batch's share of an optimizer step: a loss ready to be summed, and what to report."""
 
-    policy_loss: Tensor
-    value_loss: Tensor
+    loss: Tensor
     clipped_tokens: Tensor
     largest_ratio: Tensor
 
@@ -44,25 +43,27 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
-def ppo_loss(
-    logprobs: Tensor, values: Tensor, old: OldTokens, *, clip: float, value_clip: float, tokens: Tensor
-) -> LossTerms:
-    """Both losses over the real tokens of a micro-batch; Schulman et al. 2017 (arXiv 1707.06347).
+def ppo_policy_loss(logprobs: Tensor, old: OldTokens, *, clip: float, tokens: Tensor) -> PolicyTerms:
+    """Policy loss over the real tokens of a micro-batch; Schulman et al. 2017 (arXiv 1707.06347).
 
-    logprobs, values: (rows, tokens), of the networks in training. tokens: the real tokens of the whole
-    optimizer step, so that micro-batches of any size add up to one mean. Padding has no gradient at all.
+    logprobs: (rows, tokens), of the policy in training. tokens: the real tokens of the whole optimizer step,
+    so that micro-batches of any size add up to one mean. Padding has no gradient at all.
     """
     mask = old.response_mask
     # Padding is replaced, not multiplied by 0: 0 · inf would be NaN.
     log_ratio = (logprobs - old.logprobs).masked_fill(~mask, 0.0)
     ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    values = torch.where(mask, values, old.returns)
     surrogate = policy_loss(ratio, old.advantages, clip).masked_fill(~mask, 0.0)
-    squares = value_loss(values, old.values, old.returns, value_clip).masked_fill(~mask, 0.0)
     ratio = ratio.detach()
-    return LossTerms(
-        policy_loss=surrogate.sum() / tokens,
-        value_loss=squares.sum() / tokens,
+    return PolicyTerms(
+        loss=surrogate.sum() / tokens,
         clipped_tokens=(((ratio - 1).abs() > clip) & mask).sum(),
         largest_ratio=ratio.max(),
     )
+
+
+def ppo_value_loss(values: Tensor, old: OldTokens, *, clip: float, tokens: Tensor) -> Tensor:
+    """Value loss over the real tokens of a micro-batch, a scalar; arguments as in `ppo_policy_loss`."""
+    values = torch.where(old.response_mask, values, old.returns)
+    squares = value_loss(values, old.values, old.returns, clip).masked_fill(~old.response_mask, 0.0)
+    return squares.sum() / tokens

@@ -10,8 +10,15 @@ from transformers import PreTrainedModel
 from mpo.batches import rows_at_once
 from mpo.generation import SampledResponse, SamplingConfig, sample
 from mpo.logprobs import token_logprobs
-from mpo.policies import score_head
-from mpo.responses import ResponseBatch, even_parts, pad_responses, response_logits, response_logprobs
+from mpo.ppo.networks import Networks, ValueHead
+from mpo.responses import (
+    ResponseBatch,
+    even_parts,
+    pad_responses,
+    response_logits,
+    response_logits_and_states,
+    response_logprobs,
+)
 from mpo.seeds import permutation
 
 
@@ -24,6 +31,11 @@ class Rollouts:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def was_cut(self) -> Tensor:
+        """(episodes,), True where a response reached the limit before it ended; on the CPU."""
+        return torch.tensor([response.finish_reason == "length" for response in self.responses])
 
 
 @dataclass(frozen=True)
@@ -80,29 +92,6 @@ def _micro_batch(rollouts: Rollouts, rows: range, pad_id: int, device: torch.dev
     )
 
 
-def response_values(critic: PreTrainedModel, batch: ResponseBatch, offset: float) -> Tensor:
-    """The critic's value before each response token, less the offset: (rows, tokens); anything at padding."""
-    hidden = critic.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state
-    tokens = batch.response_mask.shape[1]
-    return score_head(critic)(hidden[:, -tokens - 1 : -1]).squeeze(-1).float() - offset
-
-
-@dataclass(frozen=True)
-class Networks:
-    """Who judges a rollout's tokens. critic_offset: what is taken off the critic's head, in reward units."""
-
-    policy: PreTrainedModel
-    reference: PreTrainedModel
-    critic: PreTrainedModel
-    critic_offset: float
-    sft: PreTrainedModel | None = None
-
-
 @torch.no_grad()
 def measure_tokens(
     networks: Networks, batches: Sequence[ResponseBatch], episodes: int, temperature: float
@@ -123,14 +112,18 @@ def measure_tokens(
 
     for batch in batches:
         mask[batch.rows, : batch.response_mask.shape[1]] = batch.response_mask
-        logits = response_logits(networks.policy, batch, temperature)
+        if isinstance(networks.critic, ValueHead):
+            logits, states = response_logits_and_states(networks.policy, batch, temperature)
+            keep("values", batch, networks.critic.values(states))
+        else:
+            logits = response_logits(networks.policy, batch, temperature)
+            keep("values", batch, networks.critic.values(batch))
         keep("logprobs", batch, token_logprobs(logits, batch.response_ids))
         keep("entropies", batch, entropy(logits))
         del logits
         keep("reference_logprobs", batch, response_logprobs(networks.reference, batch, temperature))
         if networks.sft is not None:
             keep("sft_logprobs", batch, response_logprobs(networks.sft, batch, temperature))
-        keep("values", batch, response_values(networks.critic, batch, networks.critic_offset))
     sft_logprobs = columns.pop("sft_logprobs") if networks.sft is not None else None
     return RolloutTokens(
         response_mask=mask,
@@ -143,6 +136,5 @@ def measure_tokens(
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) over the last dimension, in nats."""
-    logprobs = torch.log_softmax(logits, dim=-1)
-    return -(logprobs.exp() * logprobs).sum(dim=-1)
+    """Entropy of softmax(logits) over the last dimension, in nats; tokens of logit −∞ count as 0."""
+    return torch.special.entr(torch.softmax(logits, dim=-1)).sum(dim=-1)

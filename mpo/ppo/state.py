@@ -1,20 +1,18 @@
 """What a PPO training consists of between two iterations, and how it is kept."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from transformers import PreTrainedModel
 
 from mpo.checkpoints import load_state, save_state
 from mpo.config import PPOStage
 from mpo.generation import SamplingConfig
-from mpo.ppo.rollouts import Networks
+from mpo.ppo.networks import Networks, TrainedNetwork, kept, put_back, weights_of
+from mpo.ppo.prompts import EncodedPrompt
+from mpo.ppo.rollouts import episode_prompts
 from mpo.responses import even_parts
+from mpo.seeds import row_seed
 from mpo.tokenization import Terminators
 
-ADAM_EPSILON = 1e-5
 STATE_FILE = "state.pt"
 
 PROMPT_ORDER, EPISODE, UPDATE_ORDER = 1, 2, 3
@@ -26,18 +24,19 @@ class PPOTraining:
     """A training between two iterations.
 
     All that it draws at random follows from the seed and the position, so that no generator has to be kept.
-    prompts: ids of the distinct prompts. counts: episodes of each iteration. equal_batches: how many
-    iterations in a row had all their scores equal. stopped: why it ended early.
+    prompts: distinct. counts: episodes of each iteration. kl_coefficient: of the next iteration.
+    equal_batches: how many iterations in a row had all their rewards equal. stopped: why it ended early.
+    first, last: metrics of the first and the last iteration that ended.
     """
 
     config: PPOStage
     seed: int
     networks: Networks
-    reward_model: PreTrainedModel
-    prompts: list[list[int]]
+    prompts: list[EncodedPrompt]
     terminators: Terminators
     counts: list[int]
-    optimizers: dict[str, torch.optim.AdamW]
+    trained: list[TrainedNetwork]
+    kl_coefficient: float
     iteration: int = 0
     optimizer_steps: int = 0
     equal_batches: int = 0
@@ -47,33 +46,26 @@ class PPOTraining:
 
     @property
     def sampling(self) -> SamplingConfig:
-        """How episodes are drawn."""
+        """How episodes are drawn: from softmax(logits / temperature) over the whole vocabulary."""
         tokens = self.config.max_new_tokens
         assert tokens is not None, "lengths are resolved before a stage runs"
         ends = self.terminators
         return SamplingConfig(tokens, ends.stop_ids, ends.pad_id, temperature=self.config.temperature)
 
     @property
-    def first_episode(self) -> int:
-        """Number of the iteration's first episode, of all in the training."""
-        return sum(self.counts[: self.iteration])
+    def episodes(self) -> range:
+        """Numbers of the iteration's episodes, of all in the training."""
+        start = sum(self.counts[: self.iteration])
+        return range(start, start + sum(self.counts[self.iteration : self.iteration + 1]))
+
+    def chosen_prompts(self) -> list[int]:
+        """Numbers of the prompts that the iteration's episodes answer."""
+        episodes, seed = self.episodes, row_seed(self.seed, PROMPT_ORDER)
+        return episode_prompts(seed, len(self.prompts), episodes.start, len(episodes))
 
     def learning_rate(self) -> float:
         """Of the iteration: falls linearly, and would be 0 after the last."""
         return self.config.learning_rate * (1 - self.iteration / len(self.counts))
-
-    def trained(self) -> Iterator[tuple[str, PreTrainedModel]]:
-        """The networks in training, by the name of their optimizer."""
-        yield "policy", self.networks.policy
-        yield "critic", self.networks.critic
-
-
-def new_optimizers(networks: Networks, learning_rate: float) -> dict[str, torch.optim.AdamW]:
-    """AdamW for the policy and for the critic, without weight decay."""
-    return {
-        name: torch.optim.AdamW(network.parameters(), lr=learning_rate, eps=ADAM_EPSILON, weight_decay=0.0)
-        for name, network in (("policy", networks.policy), ("critic", networks.critic))
-    }
 
 
 def episode_counts(config: PPOStage, prompts: int) -> list[int]:
@@ -92,22 +84,24 @@ def save(training: PPOTraining, folder: Path) -> None:
     state: dict[str, object] = {
         "iteration": training.iteration,
         "optimizer_steps": training.optimizer_steps,
+        "kl_coefficient": training.kl_coefficient,
         "equal_batches": training.equal_batches,
         "first": training.first,
         "last": training.last,
+        "trained": {trained.name: trained.state() for trained in training.trained},
     }
-    for name, network in training.trained():
-        state[name] = network.state_dict()
-        state[f"{name}_optimizer"] = training.optimizers[name].state_dict()
+    if training.config.ema_reference is not None:
+        state["reference"] = kept(weights_of(training.networks.reference))
     save_state(folder / STATE_FILE, state)
 
 
 def restore(training: PPOTraining, folder: Path) -> None:
     """Puts a training back to what `save` kept."""
     state = load_state(folder / STATE_FILE)
-    for name, network in training.trained():
-        network.load_state_dict(state[name])
-        training.optimizers[name].load_state_dict(state[f"{name}_optimizer"])
+    for trained in training.trained:
+        trained.restore(state["trained"][trained.name])
+    if training.config.ema_reference is not None:
+        put_back(weights_of(training.networks.reference), state["reference"])
     training.iteration, training.optimizer_steps = state["iteration"], state["optimizer_steps"]
-    training.equal_batches = state["equal_batches"]
+    training.kl_coefficient, training.equal_batches = state["kl_coefficient"], state["equal_batches"]
     training.first, training.last = state["first"], state["last"]

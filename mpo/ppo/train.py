@@ -7,24 +7,24 @@ from mpo.config import PPOStage
 from mpo.errors import EmptySplit, StageInterrupted
 from mpo.policies import load_policy, load_reward_model, save_model, to_training_device
 from mpo.ppo.iteration import iterate
-from mpo.ppo.rollouts import Networks
-from mpo.ppo.state import PPOTraining, episode_counts, new_optimizers, restore, save
-from mpo.records import read_prompts
+from mpo.ppo.networks import Critic, Networks, ValueHead, check_alike, trained_networks
+from mpo.ppo.prompts import read_distinct_prompts
+from mpo.ppo.state import PPOTraining, episode_counts, restore, save
 from mpo.reporter import Reporter, StageTask
-from mpo.responses import distinct_prompts
 from mpo.reward_model.score import reward_offset
 from mpo.summaries import write_summary
-from mpo.tokenization import encode_prompt, load_tokenizer, terminators
+from mpo.tokenization import load_tokenizer, terminators
 
 
 def train_ppo(task: StageTask, reporter: Reporter) -> None:
     """The stage `ppo`: roles policy, reference, reward_model and prompts -> model.
 
-    The critic starts as a copy of the reward model. A role `sft`, where there is one, adds the KL to that
-    model to the metrics. Schulman et al. 2017 (arXiv 1707.06347), with the KL penalty of Ziegler et al. 2019
-    (arXiv 1909.08593). Raises EmptySplit, UnusableModel, NoChatTemplate, TrainingDiverged, StageInterrupted.
+    The critic starts as a copy of the reward model, or as a head on the policy that says 0. A role `sft`,
+    where there is one, adds the KL to that model to the metrics. Schulman et al. 2017 (arXiv 1707.06347),
+    with the KL penalty of Ziegler et al. 2019 (arXiv 1909.08593). Raises EmptySplit, UnusableModel,
+    NoChatTemplate, TrainingDiverged, StageInterrupted.
     """
-    training = load_training(task)
+    training = load_training(task, reporter)
     if task.resume:
         restore(training, task.resume)
     run(training, task, reporter)
@@ -33,9 +33,10 @@ def train_ppo(task: StageTask, reporter: Reporter) -> None:
         task.output,
         {
             "prompts": len(training.prompts),
-            "episodes": training.first_episode,
+            "episodes": training.episodes.start,
             "iterations": training.iteration,
             "optimizer_steps": training.optimizer_steps,
+            "kl_coefficient": training.kl_coefficient,
             "stopped": training.stopped,
             "first": training.first,
             "last": training.last,
@@ -43,32 +44,47 @@ def train_ppo(task: StageTask, reporter: Reporter) -> None:
     )
 
 
-def load_training(task: StageTask) -> PPOTraining:
+def load_training(task: StageTask, reporter: Reporter) -> PPOTraining:
     """The training before its first iteration."""
     config, source = task.config, task.one("policy").path
     assert isinstance(config, PPOStage)
     tokenizer = load_tokenizer(source)
-    contents = distinct_prompts(row.prompt for row in read_prompts(task.one("prompts").path))
-    if not contents:
+    prompts = read_distinct_prompts(task.one("prompts").path, tokenizer, config.max_prompt_tokens, reporter)
+    if not prompts:
         raise EmptySplit("There is no prompt to train on: no pair is difficult.")
-    critic = _ready(load_reward_model(task.one("reward_model").path))
-    networks = Networks(
-        policy=_ready(load_policy(source)),
-        reference=_frozen(load_policy(task.one("reference").path)),
-        critic=critic,
-        critic_offset=reward_offset(critic),
-        sft=_frozen(load_policy(task.one("sft").path)) if "sft" in task.inputs else None,
-    )
+    networks = load_networks(task, config)
     return PPOTraining(
         config=config,
         seed=task.seed,
         networks=networks,
-        reward_model=_frozen(load_reward_model(task.one("reward_model").path)),
-        prompts=[encode_prompt(content, tokenizer, config.max_prompt_tokens) for content in contents],
+        prompts=prompts,
         terminators=terminators(source, tokenizer),
-        counts=episode_counts(config, len(contents)),
-        optimizers=new_optimizers(networks, config.learning_rate),
+        counts=episode_counts(config, len(prompts)),
+        trained=trained_networks(networks, config.learning_rate),
+        kl_coefficient=config.kl_coefficient,
     )
+
+
+def load_networks(task: StageTask, config: PPOStage) -> Networks:
+    """The task's models, and the critic that the configuration asks for; what is not trained is frozen."""
+    policy = _ready(load_policy(task.one("policy").path))
+    reference = _frozen(load_policy(task.one("reference").path))
+    if config.ema_reference is not None:
+        check_alike(policy, reference)
+    return Networks(
+        policy=policy,
+        reference=reference,
+        critic=_critic(task, config, policy),
+        reward_model=_frozen(load_reward_model(task.one("reward_model").path)),
+        sft=_frozen(load_policy(task.one("sft").path)) if "sft" in task.inputs else None,
+    )
+
+
+def _critic(task: StageTask, config: PPOStage, policy: PreTrainedModel) -> Critic | ValueHead:
+    if config.critic == "shared_trunk":
+        return ValueHead(policy.config.get_text_config().hidden_size).to(policy.device)
+    network = _ready(load_reward_model(task.one("reward_model").path))
+    return Critic(network, reward_offset(network))
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:

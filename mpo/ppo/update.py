@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mpo.errors import TrainingDiverged
-from mpo.ppo.loss import OldTokens, ppo_loss
-from mpo.ppo.rollouts import response_values
+from mpo.logprobs import token_logprobs
+from mpo.ppo.failures import diverged
+from mpo.ppo.loss import OldTokens, PolicyTerms, ppo_policy_loss, ppo_value_loss
+from mpo.ppo.networks import Critic, ValueHead
 from mpo.ppo.state import UPDATE_ORDER, PPOTraining
-from mpo.responses import ResponseBatch, even_parts, response_logprobs
+from mpo.responses import ResponseBatch, even_parts, response_logits_and_states, response_logprobs
 from mpo.seeds import permutation
 
 
@@ -28,7 +29,7 @@ class UpdateStatistics:
     largest_ratio: float = 0.0
 
     def metrics(self, value_coefficient: float) -> dict[str, float]:
-        """Means over steps and tokens, and the largest ratio of any token."""
+        """Means over steps and tokens, and the largest ratio of any token. grad_norm is the policy's."""
         policy, value = self.policy_loss / self.steps, self.value_loss / self.steps
         return {
             "loss": policy + value_coefficient * value,
@@ -60,20 +61,16 @@ def _optimizer_step(
     training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens, statistics: UpdateStatistics
 ) -> None:
     tokens = torch.stack([batch.response_mask.sum() for batch in batches]).sum()
-    for optimizer in training.optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
+    for trained in training.trained:
+        trained.optimizer.zero_grad(set_to_none=True)
     for batch in batches:
         _accumulate(training, batch, old, tokens, statistics)
-    norms = [
-        torch.nn.utils.clip_grad_norm_(network.parameters(), training.config.max_grad_norm).item()
-        for _, network in training.trained()
-    ]
-    if not all(math.isfinite(x) for x in (*norms, statistics.policy_loss, statistics.value_loss)):
-        raise TrainingDiverged(iteration=training.iteration + 1, step=training.optimizer_steps + 1)
-    for optimizer in training.optimizers.values():
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate()
-        optimizer.step()
+    norms = [trained.clip_gradients(training.config.max_grad_norm) for trained in training.trained]
+    if not all(map(math.isfinite, norms)):
+        rows = [row for batch in batches for row in batch.rows.tolist()]
+        raise diverged(training, "a gradient", rows, step=training.optimizer_steps + 1)
+    for trained in training.trained:
+        trained.step(training.learning_rate())
     training.optimizer_steps += 1
     statistics.steps += 1
     statistics.tokens += int(tokens)
@@ -83,21 +80,44 @@ def _optimizer_step(
 def _accumulate(
     training: PPOTraining, batch: ResponseBatch, old: OldTokens, tokens: Tensor, statistics: UpdateStatistics
 ) -> None:
-    """Adds a micro-batch's share to the gradients of both networks."""
-    config, networks = training.config, training.networks
-    terms = ppo_loss(
-        response_logprobs(networks.policy, batch, config.temperature),
-        response_values(networks.critic, batch, networks.critic_offset),
-        _rows_of(old, batch),
-        clip=config.clip,
-        value_clip=config.value_clip,
-        tokens=tokens,
-    )
-    (terms.policy_loss + config.value_coefficient * terms.value_loss).backward()
-    statistics.policy_loss += terms.policy_loss.item()
-    statistics.value_loss += terms.value_loss.item()
+    """Adds a micro-batch's share to the gradients of all networks in training."""
+    here, critic = _rows_of(old, batch), training.networks.critic
+    if isinstance(critic, ValueHead):
+        terms, value = _backward_through_trunk(training, critic, batch, here, tokens)
+    else:
+        terms, value = _backward_apart(training, critic, batch, here, tokens)
+    policy_loss, squares = terms.loss.item(), value.item()
+    if not (math.isfinite(policy_loss) and math.isfinite(squares)):
+        raise diverged(training, "the loss", batch.rows.tolist(), step=training.optimizer_steps + 1)
+    statistics.policy_loss += policy_loss
+    statistics.value_loss += squares
     statistics.clipped_tokens += int(terms.clipped_tokens)
     statistics.largest_ratio = max(statistics.largest_ratio, terms.largest_ratio.item())
+
+
+def _backward_through_trunk(
+    training: PPOTraining, head: ValueHead, batch: ResponseBatch, old: OldTokens, tokens: Tensor
+) -> tuple[PolicyTerms, Tensor]:
+    config = training.config
+    logits, states = response_logits_and_states(training.networks.policy, batch, config.temperature)
+    logprobs = token_logprobs(logits, batch.response_ids)
+    terms = ppo_policy_loss(logprobs, old, clip=config.clip, tokens=tokens)
+    value = ppo_value_loss(head.values(states), old, clip=config.value_clip, tokens=tokens)
+    (terms.loss + config.value_coefficient * value).backward()
+    return terms, value
+
+
+def _backward_apart(
+    training: PPOTraining, critic: Critic, batch: ResponseBatch, old: OldTokens, tokens: Tensor
+) -> tuple[PolicyTerms, Tensor]:
+    config = training.config
+    logprobs = response_logprobs(training.networks.policy, batch, config.temperature)
+    terms = ppo_policy_loss(logprobs, old, clip=config.clip, tokens=tokens)
+    # Before the critic runs: the two may be adapters of one base, of which only one is active.
+    terms.loss.backward()
+    value = ppo_value_loss(critic.values(batch), old, clip=config.value_clip, tokens=tokens)
+    (config.value_coefficient * value).backward()
+    return terms, value
 
 
 def _rows_of(old: OldTokens, batch: ResponseBatch) -> OldTokens:
