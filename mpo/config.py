@@ -183,6 +183,7 @@ class KLController(Strict):
 class PPOStage(TrainingConfig):
     """Proximal Policy Optimization against the reward model, with a KL penalty to the reference."""
 
+    revision: ClassVar[int] = 2
     kind: Literal["ppo"] = "ppo"
     learning_rate: LearningRate = Field(3e-6, description="Initial learning rate of AdamW, linear decay.")
     kl_coefficient: NonNegativeFloat = Field(0.05, description="Reward lost per nat of KL to the reference.")

@@ -24,7 +24,8 @@ def diverged(
     prompts = list(dict.fromkeys(training.prompts[chosen[row]].id for row in rows))
     after = f"after optimizer step {training.optimizer_steps}" if step is None else f"optimizer step {step}"
     more = f" and {len(prompts) - NAMED} more" if len(prompts) > NAMED else ""
-    last = ", ".join(f"{name} {value:.4g}" for name, value in training.last.items())
+    metrics = {name: value for name, value in training.last.items() if not name.endswith("per_second")}
+    last = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     return TrainingDiverged(
         f"{what[:1].upper()}{what[1:]} is not finite in iteration {training.iteration + 1}, {after}. "
         f"Rows whose prompts are concerned: {', '.join(prompts[:NAMED])}{more}. "

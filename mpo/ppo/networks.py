@@ -52,8 +52,10 @@ class Networks:
     """Who takes part in a training.
 
     All may be views on one base of which a single adapter is active at a time, so nothing that needs a
-    network's gradients may run another network before its backward pass. critic: a network of its own, or a
-    head on the policy. sft: for the logged KL alone.
+    network's gradients may run another network before its backward pass. reference, sft: their weights ask
+    for gradients as the policy's do, though they get none: torch computes otherwise with frozen ones, and
+    equal weights must give equal bits. critic: a network of its own, or a head on the policy. sft: for the
+    logged KL alone.
     """
 
     policy: PreTrainedModel

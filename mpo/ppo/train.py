@@ -66,9 +66,11 @@ def load_training(task: StageTask, reporter: Reporter) -> PPOTraining:
 
 
 def load_networks(task: StageTask, config: PPOStage) -> Networks:
-    """The task's models, and the critic that the configuration asks for; what is not trained is frozen."""
+    """The task's models, and the critic that the configuration asks for."""
     policy = _ready(load_policy(task.one("policy").path))
-    reference = _frozen(load_policy(task.one("reference").path))
+    # Not frozen, though nothing trains it: torch multiplies by frozen weights in another way, and where the
+    # reference is the policy their KL would no longer be exactly 0.
+    reference = _ready(load_policy(task.one("reference").path))
     if config.ema_reference is not None:
         check_alike(policy, reference)
     return Networks(
@@ -76,7 +78,7 @@ def load_networks(task: StageTask, config: PPOStage) -> Networks:
         reference=reference,
         critic=_critic(task, config, policy),
         reward_model=_frozen(load_reward_model(task.one("reward_model").path)),
-        sft=_frozen(load_policy(task.one("sft").path)) if "sft" in task.inputs else None,
+        sft=_ready(load_policy(task.one("sft").path)) if "sft" in task.inputs else None,
     )
 
 

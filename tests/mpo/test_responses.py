@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mpo.responses import distinct_prompts, even_parts, pad_responses, response_logits
+from mpo.responses import (
+    distinct_prompts,
+    even_parts,
+    pad_responses,
+    response_logits,
+    response_logits_and_states,
+)
 from tests.mpo.tiny import PAD, tiny_llama
 
 
@@ -37,3 +43,14 @@ def test_tokens_that_are_also_padding_predict_as_in_a_plain_row() -> None:
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             plain = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
             assert_close(logits[row, : len(response)], plain, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_logits_with_states_are_the_same_logits_and_the_states_that_the_head_reads() -> None:
+    policy = tiny_llama(40)
+    batch = pad_responses([[3], [4, 5, 6]], [[7, 8], [9]], PAD, torch.device("cpu"))
+    logits, states = response_logits_and_states(policy, batch, 0.7)
+    assert torch.equal(logits, response_logits(policy, batch, 0.7))
+    assert_close(policy.lm_head(states) / 0.7, logits)
+    alone = policy.base_model(torch.tensor([[3, 7, 8]])).last_hidden_state[0, :2]
+    assert_close(states[0], alone, atol=1e-5, rtol=0)

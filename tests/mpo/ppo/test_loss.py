@@ -4,14 +4,23 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mpo.ppo.loss import LOG_RATIO_LIMIT, LossTerms, OldTokens, policy_loss, ppo_loss, value_loss
+from mpo.ppo.loss import (
+    LOG_RATIO_LIMIT,
+    OldTokens,
+    PolicyTerms,
+    policy_loss,
+    ppo_policy_loss,
+    ppo_value_loss,
+    value_loss,
+)
 
 
-def loss_of(
+def losses_of(
     logprobs: torch.Tensor, values: torch.Tensor, old: OldTokens, tokens: int | None = None
-) -> LossTerms:
+) -> tuple[PolicyTerms, torch.Tensor]:
     count = old.response_mask.sum() if tokens is None else torch.tensor(tokens)
-    return ppo_loss(logprobs, values, old, clip=0.2, value_clip=0.2, tokens=count)
+    terms = ppo_policy_loss(logprobs, old, clip=0.2, tokens=count)
+    return terms, ppo_value_loss(values, old, clip=0.2, tokens=count)
 
 
 def old_tokens(rows: int, columns: int, mask: torch.Tensor | None = None) -> OldTokens:
@@ -44,8 +53,8 @@ def test_gradients_at_padding_are_exactly_zero_even_where_it_is_not_finite() -> 
     mask = torch.tensor([[True, True, False], [True, False, False]])
     logprobs = torch.full((2, 3), -1.0).masked_fill(~mask, -math.inf).requires_grad_()
     values = torch.full((2, 3), 0.3).masked_fill(~mask, math.inf).requires_grad_()
-    terms = loss_of(logprobs, values, old_tokens(2, 3, mask))
-    (terms.policy_loss + terms.value_loss).backward()
+    terms, value = losses_of(logprobs, values, old_tokens(2, 3, mask))
+    (terms.loss + value).backward()
     for gradient in (logprobs.grad, values.grad):
         assert gradient is not None
         assert torch.equal(gradient[~mask], torch.zeros(3))
@@ -55,9 +64,9 @@ def test_gradients_at_padding_are_exactly_zero_even_where_it_is_not_finite() -> 
 def test_micro_batches_of_any_size_add_up_to_the_whole() -> None:
     old = old_tokens(4, 5, torch.arange(5)[None] < torch.tensor([5, 2, 3, 1])[:, None])
     logprobs, values = old.logprobs + 0.1, old.values - 0.3
-    whole = loss_of(logprobs, values, old)
+    whole, whole_value = losses_of(logprobs, values, old)
     parts = [
-        loss_of(
+        losses_of(
             logprobs[rows],
             values[rows],
             OldTokens(
@@ -71,13 +80,13 @@ def test_micro_batches_of_any_size_add_up_to_the_whole() -> None:
         )
         for rows in (slice(0, 1), slice(1, 4))
     ]
-    assert_close(sum(p.policy_loss for p in parts), whole.policy_loss)
-    assert_close(sum(p.value_loss for p in parts), whole.value_loss)
-    assert sum(int(p.clipped_tokens) for p in parts) == int(whole.clipped_tokens)
+    assert_close(sum(terms.loss for terms, _ in parts), whole.loss)
+    assert_close(sum(value for _, value in parts), whole_value)
+    assert sum(int(terms.clipped_tokens) for terms, _ in parts) == int(whole.clipped_tokens)
 
 
 def test_a_huge_log_ratio_stays_finite() -> None:
     old = old_tokens(1, 2)
-    terms = loss_of(old.logprobs + 500, old.values, old)
+    terms, _ = losses_of(old.logprobs + 500, old.values, old)
     assert float(terms.largest_ratio) == pytest.approx(math.exp(LOG_RATIO_LIMIT), rel=1e-5)
-    assert bool(torch.isfinite(terms.policy_loss))
+    assert bool(torch.isfinite(terms.loss))
