@@ -116,8 +116,8 @@ def measure_tokens(
             logits, states = response_logits_and_states(networks.policy, batch, temperature)
             keep("values", batch, networks.critic.values(states))
         else:
-            logits = response_logits(networks.policy, batch, temperature)
             keep("values", batch, networks.critic.values(batch))
+            logits = response_logits(networks.policy, batch, temperature)
         keep("logprobs", batch, token_logprobs(logits, batch.response_ids))
         keep("entropies", batch, entropy(logits))
         del logits

@@ -41,7 +41,7 @@ def distances(longest: int, iterations: int, critic: str) -> tuple[float, float]
 def test_ppo_on_a_bandit_reaches_the_known_optimum(critic: str) -> None:
     before, after = distances(1, 40, critic)
     assert before > 0.25
-    assert after < 0.05
+    assert after < 0.03
 
 
 @pytest.mark.parametrize("critic", ["separate", "shared_trunk"])
