@@ -37,9 +37,8 @@ def distances(longest: int, iterations: int, critic: str) -> tuple[float, float]
     return total_variation(reference, best), total_variation(reached, best)
 
 
-@pytest.mark.parametrize("critic", ["separate", "shared_trunk"])
-def test_ppo_on_a_bandit_reaches_the_known_optimum(critic: str) -> None:
-    before, after = distances(1, 40, critic)
+def test_ppo_on_a_bandit_reaches_the_known_optimum() -> None:
+    before, after = distances(1, 40, "separate")
     assert before > 0.25
     assert after < 0.03
 

@@ -134,3 +134,18 @@ def test_a_checkpoint_holds_the_reference_only_where_it_moves(tmp_path: Path) ->
             run(training, task_in(tmp_path / f"{form} run", training), RecordingReporter(kept, stop_after=1))
         state = torch.load(kept / STATE_FILE, weights_only=True)
         assert ("reference" in state) == (form == "EMA reference")
+
+
+def test_equal_rewards_are_counted_across_a_checkpoint(tmp_path: Path) -> None:
+    config = PPOStage(
+        rollout_prompts=4, episodes=40, max_new_tokens=2, equal_iterations=3, missing_eos_penalty=0
+    )
+    first, kept = training_of(config, scale=0.0), tmp_path / "kept"
+    with pytest.raises(StageInterrupted):
+        run(first, task_in(tmp_path / "first", first), RecordingReporter(kept, stop_after=2))
+    second, reporter = training_of(config, scale=0.0), RecordingReporter()
+    restore(second, kept)
+    run(second, task_in(tmp_path / "second", second), reporter)
+    assert second.iteration == 3
+    (warning,) = reporter.warnings
+    assert warning.startswith("PPO stopped after 3 of 10 iterations: all rewards of an iteration were equal")
