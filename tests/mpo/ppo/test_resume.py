@@ -84,9 +84,12 @@ def uninterrupted(
     return wholes
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("iteration", range(ITERATIONS))
-@pytest.mark.parametrize("where", ["at the boundary", "in the middle of sampling"])
+@pytest.mark.parametrize(
+    ("form", "where"),
+    [(form, "at the boundary") for form in FORMS]
+    + [(form, "in the middle of sampling") for form in ("separate critic", "all options")],
+)
 def test_resumed_equals_uninterrupted_bit_for_bit(
     uninterrupted: dict[str, tuple[PPOTraining, RecordingReporter]],
     tmp_path: Path,
