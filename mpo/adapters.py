@@ -115,6 +115,11 @@ class AdaptedBase:
         self._add(name, start.config, seed=0)
         self._load(name, start)
 
+    def add_copy(self, name: str, of: str) -> None:
+        """Adds a copy of an adapter that the base carries already."""
+        self._add(name, self.wrapped().peft_config[of], seed=0)
+        set_peft_model_state_dict(self.wrapped(), self.state(of), adapter_name=name)
+
     def _add(self, name: str, config: LoraConfig, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -2,10 +2,13 @@
 
 from transformers import PreTrainedModel
 
+from mpo.adapted_models import AdaptedModel
+from mpo.adapters import save_adapted
 from mpo.checkpoints import handed_over
 from mpo.config import PPOStage
 from mpo.errors import EmptySplit, StageInterrupted
 from mpo.policies import load_policy, load_reward_model, save_model, to_training_device
+from mpo.ppo.adapted import POLICY, load_adapted_networks
 from mpo.ppo.iteration import iterate
 from mpo.ppo.networks import Critic, Networks, ValueHead, check_alike, trained_networks
 from mpo.ppo.prompts import read_distinct_prompts
@@ -28,7 +31,7 @@ def train_ppo(task: StageTask, reporter: Reporter) -> None:
     if task.resume:
         restore(training, task.resume)
     run(training, task, reporter)
-    save_model(training.networks.policy, task.one("policy").path, task.output / "model")
+    _save_policy(training.networks.policy, task)
     write_summary(
         task.output,
         {
@@ -67,6 +70,11 @@ def load_training(task: StageTask, reporter: Reporter) -> PPOTraining:
 
 def load_networks(task: StageTask, config: PPOStage) -> Networks:
     """The task's models, and the critic that the configuration asks for."""
+    if config.lora is not None:
+        networks = load_adapted_networks(task, config, config.lora)
+        if config.ema_reference is not None:
+            check_alike(networks.policy, networks.reference)
+        return networks
     policy = _ready(load_policy(task.one("policy").path))
     # Not frozen, though nothing trains it: torch multiplies by frozen weights in another way, and where the
     # reference is the policy their KL would no longer be exactly 0.
@@ -87,6 +95,14 @@ def _critic(task: StageTask, config: PPOStage, policy: PreTrainedModel) -> Criti
         return ValueHead(policy.config.get_text_config().hidden_size).to(policy.device)
     network = _ready(load_reward_model(task.one("reward_model").path))
     return Critic(network, reward_offset(network))
+
+
+def _save_policy(policy: PreTrainedModel | AdaptedModel, task: StageTask) -> None:
+    source, target = task.one("policy").path, task.output / "model"
+    if isinstance(policy, AdaptedModel):
+        save_adapted(policy.base, POLICY, source, target)
+    else:
+        save_model(policy, source, target)
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:
