@@ -5,7 +5,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +26,7 @@ from mpo.checkpoints import sync_tree
 from mpo.errors import StageInterrupted, TrainingDiverged
 from mpo.reporter import Reporter, StageTask
 from mpo.tokenization import load_tokenizer
-from mpo.training import keep_nothing_else
+from mpo.training import TrainingOutcome, keep_nothing_else
 from mpo.training_config import TrainingConfig
 
 MICRO_BATCH_ROWS = 32
@@ -57,15 +56,6 @@ METRIC_NAMES: Mapping[str, str] = {
 """TRL's names of what it logs -> ours; what is not named here is not reported."""
 
 C = TypeVar("C")
-
-
-@dataclass(frozen=True)
-class TrainingOutcome:
-    """What a training came to: its optimizer steps, and the metrics of the first and of the last one."""
-
-    steps: int
-    first: Mapping[str, float]
-    last: Mapping[str, float]
 
 
 class RowOrder(Sampler[int]):

@@ -14,7 +14,8 @@ from mpo.batches import PaddedBatch
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.score import end_scores
 from mpo.tokenization import EncodedPair
-from mpo.trl_engine import QuietTrainer, TrainingOutcome, engine_config, run_trainer, settings_kept
+from mpo.training import TrainingOutcome
+from mpo.trl_engine import QuietTrainer, engine_config, run_trainer, settings_kept
 
 
 class _EndReader:
