@@ -107,7 +107,8 @@ class AdaptedBase:
             target_modules=sorted(lora.target_modules or self.linear),
             lora_dropout=0.0,
             bias="none",
-            task_type="SEQ_CLS" if hasattr(self.model, "score") else "CAUSAL_LM",
+            # Named as what it is, peft would put a copy in the place of a reward model's head.
+            task_type=None if hasattr(self.model, "score") else "CAUSAL_LM",
         )
 
     def add_frozen(self, name: str, start: Adapter) -> None:
@@ -259,7 +260,7 @@ def save_adapted(
     head = getattr(model, "score", None)
     if isinstance(head, nn.Linear):
         weights[HEAD_WEIGHT] = head.weight.detach().cpu().clone()
-        config.modules_to_save = ["score"]
+        config.modules_to_save, config.task_type = ["score"], "SEQ_CLS"
     folder = target / ADAPTER
     folder.mkdir()
     _save_config(config, folder)

@@ -23,10 +23,10 @@ from transformers import (
 
 from mpo.batches import length_grouped_batches, optimizer_steps
 from mpo.checkpoints import sync_tree
-from mpo.errors import StageInterrupted, TrainingDiverged
+from mpo.errors import StageInterrupted
 from mpo.reporter import Reporter, StageTask
 from mpo.tokenization import load_tokenizer
-from mpo.training import TrainingOutcome, keep_nothing_else
+from mpo.training import TrainingOutcome, diverged, keep_nothing_else
 from mpo.training_config import TrainingConfig
 
 MICRO_BATCH_ROWS = 32
@@ -72,9 +72,17 @@ class RowOrder(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        for batch in length_grouped_batches(self.lengths, self.batch_rows, generator):
+        for batch in self._batches(self.epoch):
             yield from batch
+
+    def rows(self, step: int) -> list[int]:
+        """Row numbers of an optimizer step, counted from 0 through all passes."""
+        number, batch = divmod(step, -(-len(self.lengths) // self.batch_rows))
+        return self._batches(number)[batch]
+
+    def _batches(self, number: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + number)
+        return length_grouped_batches(self.lengths, self.batch_rows, generator)
 
 
 class QuietTrainer(Trainer):
@@ -95,17 +103,18 @@ class QuietTrainer(Trainer):
 class ReporterCallback(TrainerCallback):
     """Tells the reporter what the trainer logs, and hands over the checkpoints that the reporter asks for.
 
-    before, total, keep: as in `mpo.training.run`.
+    rows_of: ids of the rows of a step, counted from 0. before, total, keep: as in `mpo.training.run`.
     """
 
     def __init__(
         self,
         reporter: Reporter,
+        rows_of: Callable[[int], Sequence[str]],
         before: int = 0,
         total: int | None = None,
         keep: Callable[[Path], None] = keep_nothing_else,
     ) -> None:
-        self.reporter, self.stopping = reporter, False
+        self.reporter, self.rows_of, self.stopping = reporter, rows_of, False
         self.before, self.total, self.keep = before, total, keep
 
     def on_log(
@@ -125,7 +134,8 @@ class ReporterCallback(TrainerCallback):
         metrics = named_metrics(logs)
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics.get("grad_norm", 0.0))):
             before = named_metrics(state.log_history[-2]) if len(state.log_history) > 1 else {}
-            raise TrainingDiverged(step=self.before + state.global_step, last_metrics=before)
+            rows = self.rows_of(state.global_step - 1)
+            raise diverged(self.before + state.global_step, rows, before)
         # Every checkpoint holds the history: only its ends are needed.
         state.log_history = [*state.log_history[:1], *state.log_history[1:][-1:]]
         self.reporter.progress(self.before + state.global_step, self.total or state.max_steps, metrics)
@@ -216,19 +226,24 @@ def run_trainer(
     task: StageTask,
     reporter: Reporter,
     *,
+    ids: Sequence[str],
     before: int = 0,
     total: int | None = None,
     keep: Callable[[Path], None] = keep_nothing_else,
 ) -> TrainingOutcome:
     """Trains, from task.resume on where it is given, and leaves the trained weights in trainer.model.
 
-    lengths: tokens of each row. before, total, keep: as in `mpo.training.run`. Raises TrainingDiverged,
-    StageInterrupted.
+    lengths: tokens of each row; ids: of the rows. before, total, keep: as in `mpo.training.run`. Raises
+    TrainingDiverged, StageInterrupted.
     """
     assert isinstance(task.config, TrainingConfig)
-    trainer.row_order = RowOrder(lengths, task.config.batch_pairs, task.seed)
+    order = trainer.row_order = RowOrder(lengths, task.config.batch_pairs, task.seed)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ReporterCallback(reporter, before, total, keep))
+
+    def rows_of(step: int) -> list[str]:
+        return [ids[row] for row in order.rows(step)]
+
+    trainer.add_callback(ReporterCallback(reporter, rows_of, before, total, keep))
     try:
         trainer.train(resume_from_checkpoint=str(task.resume) if task.resume else None)
     finally:

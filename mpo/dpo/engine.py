@@ -79,13 +79,13 @@ def fit_with_trl(training: DPOTraining, task: StageTask, reporter: Reporter) -> 
     own = replace(task, config=training.pass_config, resume=resume)
     tokenizer = padding_tokenizer(task.one("policy").path, training.pad_id)
     with settings_kept(policy):
-        outcome = run_trainer(
+        return run_trainer(
             dpo_trainer(policy, pairs, training.reference, tokenizer, own),
             pair_lengths(pairs),
             own,
             reporter,
+            ids=[pair.id for pair in pairs],
             before=training.steps_before,
             total=training.total_steps,
             keep=partial(save_pass, training),
         )
-    return TrainingOutcome(outcome.steps, outcome.first, outcome.last)

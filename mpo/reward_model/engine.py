@@ -11,9 +11,11 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from mpo.batches import PaddedBatch
+from mpo.config import RewardModelStage
+from mpo.errors import InvalidSpec
 from mpo.reporter import Reporter, StageTask
+from mpo.reward_model.objective import PairRows
 from mpo.reward_model.score import end_scores
-from mpo.tokenization import EncodedPair
 from mpo.training import TrainingOutcome
 from mpo.trl_engine import QuietTrainer, engine_config, run_trainer, settings_kept
 
@@ -42,32 +44,48 @@ class PairRewardTrainer(QuietTrainer, RewardTrainer):
         return super().compute_loss(_EndReader(model), inputs, *args, **kwargs)
 
 
+def refuse_what_trl_lacks(rows: PairRows) -> None:
+    """Raises InvalidSpec where pairs have weights: RewardTrainer would train on all alike."""
+    weighted = [row for row, weight in zip(rows.ids, rows.weights, strict=True) if weight != 1.0]
+    if weighted:
+        raise InvalidSpec(
+            f"TRL's reward loss takes no weights, and {len(weighted)} pairs have one other than 1 (the "
+            f"first: {weighted[0]}): use engine native, or set weight to false.",
+            pairs=len(weighted),
+            first=weighted[0],
+        )
+
+
 def reward_trainer(
-    model: PreTrainedModel, pairs: Sequence[EncodedPair], tokenizer: PreTrainedTokenizerBase, task: StageTask
+    model: PreTrainedModel, rows: PairRows, tokenizer: PreTrainedTokenizerBase, task: StageTask
 ) -> PairRewardTrainer:
     """The trainer of a reward model on pairs; tokenizer gives the padding id alone."""
-    rows = Dataset.from_dict(
-        {
-            "chosen_ids": [pair.prompt_ids + pair.chosen_ids for pair in pairs],
-            "rejected_ids": [pair.prompt_ids + pair.rejected_ids for pair in pairs],
-        }
+    assert isinstance(task.config, RewardModelStage)
+    columns: dict[str, Sequence[object]] = {
+        "chosen_ids": [pair.prompt_ids + pair.chosen_ids for pair in rows.encoded],
+        "rejected_ids": [pair.prompt_ids + pair.rejected_ids for pair in rows.encoded],
+        "margin": rows.margins,
+    }
+    args = engine_config(
+        RewardConfig,
+        task,
+        len(rows.encoded),
+        center_rewards_coefficient=task.config.centring or None,
     )
     return PairRewardTrainer(
-        model=model,
-        args=engine_config(RewardConfig, task, len(pairs)),
-        train_dataset=rows,
-        processing_class=tokenizer,
+        model=model, args=args, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer
     )
 
 
 def fit_reward_model(
     model: PreTrainedModel,
-    pairs: Sequence[EncodedPair],
+    rows: PairRows,
     tokenizer: PreTrainedTokenizerBase,
     task: StageTask,
     reporter: Reporter,
 ) -> TrainingOutcome:
-    """Trains the model in place on pairs. Raises TrainingDiverged, StageInterrupted."""
-    lengths = [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
+    """Trains the model in place on pairs. Raises InvalidSpec, TrainingDiverged, StageInterrupted."""
+    refuse_what_trl_lacks(rows)
     with settings_kept(model):
-        return run_trainer(reward_trainer(model, pairs, tokenizer, task), lengths, task, reporter)
+        trainer = reward_trainer(model, rows, tokenizer, task)
+        return run_trainer(trainer, rows.lengths, task, reporter, ids=rows.ids)

@@ -5,11 +5,23 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from mpo.hold_out import GroupKey, group_key
 from mpo.intervals import wilson_interval
+from mpo.records import PreferencePair
 from mpo.reward_model.report import ScoredPairs
 
 LARGEST_RATIO = 1.5
 """Folds whose accuracies or gap deviations differ by more than this factor are warned about."""
+
+
+def prompt_groups(pairs: Sequence[PreferencePair]) -> list[int]:
+    """The prompt group of each pair: its number from the hold-out; where one has none, all are numbered by
+    their first rows."""
+    numbers: dict[GroupKey, int] = {}
+    given = [pair.group for pair in pairs if pair.group is not None]
+    if len(given) == len(pairs):
+        return given
+    return [numbers.setdefault(group_key(pair.prompt), len(numbers)) for pair in pairs]
 
 
 @dataclass(frozen=True)

@@ -5,36 +5,46 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mpo.adapters import TRAINED, Opened, open_trained, save_adapted
 from mpo.config import RewardModelStage
+from mpo.errors import TooFewPrompts
 from mpo.hold_out import assign_folds
-from mpo.policies import new_reward_model, save_model, to_training_device
+from mpo.policies import new_reward_model, save_model, score_head, to_training_device
 from mpo.records import PreferencePair, read_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.engine import fit_reward_model
+from mpo.reward_model.folds import prompt_groups
+from mpo.reward_model.objective import PairRewards, PairRows
 from mpo.reward_model.report import ScoredPairs, accuracy_report, calibration_report
 from mpo.reward_model.score import score_encoded, set_reward_offset
 from mpo.summaries import write_summary
 from mpo.tokenization import EncodedPair, EncodingCounts, encode_pairs, load_tokenizer
+from mpo.training import Training, TrainingOutcome, restore, run
 from mpo.trl_engine import padding_tokenizer
 
 
 def train_reward_model(task: StageTask, reporter: Reporter) -> None:
-    """The stage `reward_model`: roles backbone, data and perhaps eval -> model.
+    """The stage `reward_model`: roles backbone, data, and perhaps base and eval -> model.
 
-    Loss: Bradley-Terry. AdamW; the learning rate falls linearly from its peak to 0, without warm-up;
-    gradients are clipped to norm 1. Raises UnusableModel, NoChatTemplate, TooFewPrompts, TrainingDiverged,
-    StageInterrupted.
+    Loss: Bradley-Terry, with the pairs' margins and weights. AdamW; the learning rate falls linearly from its
+    peak to 0, without warm-up; gradients are clipped to norm 1. Raises InvalidSpec, UnusableModel,
+    NoChatTemplate, TooFewPrompts, TrainingDiverged, StageInterrupted.
     """
-    config, backbone = task.config, task.one("backbone").path
+    config, source = task.config, task.one("backbone").path
     assert isinstance(config, RewardModelStage)
-    tokenizer = load_tokenizer(backbone)
-    pairs, counts = _encoded(training_pairs(task.one("data").path, config), tokenizer, config)
-    model = new_reward_model(backbone, task.seed)
-    padding = padding_tokenizer(backbone, model.config.get_text_config().pad_token_id)
-    outcome = fit_reward_model(model, pairs, padding, task, reporter)
-    to_training_device(model).eval()
-    offset = set_reward_offset(model, score_encoded(model, pairs).mean().item())
-    save_model(model, backbone, task.output / "model")
+    if config.fold is not None and config.backbone == "sft":
+        reporter.warn(
+            f"The reward model of fold {config.fold} starts from the SFT model, which has seen every chosen "
+            "response, those of the pairs that it is to score too: it may take them for easy."
+        )
+    tokenizer = load_tokenizer(source)
+    pairs = training_pairs(task.one("data").path, config)
+    encoded, counts = _encoded(pairs, tokenizer, config)
+    opened = open_trained(task, "backbone", lambda folder: new_reward_model(folder, task.seed))
+    score_head(opened.model).requires_grad_(True)  # the head is new, also over a frozen base
+    outcome = _fit(opened.model, PairRows.of(pairs, encoded, config), task, reporter)
+    to_training_device(opened.model).eval()
+    offset = set_reward_offset(opened.model, score_encoded(opened.model, encoded).mean().item())
     summary: dict[str, object] = {
         "pairs": len(pairs),
         "steps": outcome.steps,
@@ -45,22 +55,42 @@ def train_reward_model(task: StageTask, reporter: Reporter) -> None:
     }
     if "eval" in task.inputs:
         held_out, _ = _encoded(read_pairs(task.one("eval").path), tokenizer, config)
-        summary |= evaluation(model, held_out)
+        summary |= evaluation(opened.model, held_out)
+    _save(opened, offset, source, task.output / "model")
     write_summary(task.output, summary)
 
 
 def training_pairs(path: Path, config: RewardModelStage) -> list[PreferencePair]:
     """All pairs of a file, or those outside config.fold. Raises TooFewPrompts."""
     pairs = read_pairs(path)
-    if config.fold is None or config.folds is None:
-        return pairs
-    folds = assign_folds([_group(pair) for pair in pairs], config.folds)
-    return [pair for pair, fold in zip(pairs, folds, strict=True) if fold != config.fold]
+    if config.fold is not None and config.folds is not None:
+        folds = assign_folds(prompt_groups(pairs), config.folds)
+        pairs = [pair for pair, fold in zip(pairs, folds, strict=True) if fold != config.fold]
+    if not pairs:
+        raise TooFewPrompts("There are no pairs to train a reward model on.")
+    return pairs
 
 
-def _group(pair: PreferencePair) -> int:
-    assert pair.group is not None, "pairs get their group in the hold-out"
-    return pair.group
+def _fit(model: PreTrainedModel, rows: PairRows, task: StageTask, reporter: Reporter) -> TrainingOutcome:
+    """Trains the model in place, by the engine that the configuration names."""
+    config = task.config
+    assert isinstance(config, RewardModelStage)
+    pad_id = model.config.get_text_config().pad_token_id
+    if config.engine == "trl":
+        padding = padding_tokenizer(task.one("backbone").path, pad_id)
+        return fit_reward_model(model, rows, padding, task, reporter)
+    objective = PairRewards(rows, pad_id, config.label_smoothing, config.centring)
+    training = Training(to_training_device(model).train(), objective, config, task.seed)
+    if task.resume:
+        restore(training, task.resume)
+    return run(training, task, reporter)
+
+
+def _save(opened: Opened, offset: float, source: Path, target: Path) -> None:
+    if opened.base is None:
+        save_model(opened.model, source, target)
+    else:
+        save_adapted(opened.base, TRAINED, source, target, extra={"reward_offset": offset})
 
 
 def evaluation(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> dict[str, object]:

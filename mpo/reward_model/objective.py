@@ -1,0 +1,105 @@
+"""Reward models' objective: pairs as rows of a training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mpo.batches import pad_right
+from mpo.config import RewardModelStage
+from mpo.records import PreferencePair
+from mpo.reward_model.loss import bradley_terry_loss
+from mpo.reward_model.score import end_scores
+from mpo.tokenization import EncodedPair
+
+TOKENS_AT_ONCE = 2**13
+"""Tokens of a forward pass at most: what is kept for the backward pass grows with them."""
+
+PAIRS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Pairs that a reward model trains on: token ids, and of each its margin, in reward units, and weight."""
+
+    encoded: Sequence[EncodedPair]
+    margins: Sequence[float]
+    weights: Sequence[float]
+
+    @classmethod
+    def of(
+        cls, pairs: Sequence[PreferencePair], encoded: Sequence[EncodedPair], config: RewardModelStage
+    ) -> "PairRows":
+        """The pairs with their own margins and weights, as far as the configuration asks for these; where
+        a pair has none, its margin is 0 and its weight 1."""
+        margins = [pair.margin or 0.0 if config.margin else 0.0 for pair in pairs]
+        weights = [1.0 if pair.weight is None or not config.weight else pair.weight for pair in pairs]
+        return cls(encoded, margins, weights)
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        """Of the pairs."""
+        return [pair.id for pair in self.encoded]
+
+    @cached_property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each pair's longer sequence."""
+        return [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in self.encoded]
+
+
+@dataclass(frozen=True)
+class PairRewards:
+    """The objective of reward models: Bradley-Terry, a mean over the pairs of a step by their weights.
+
+    Both responses of a pair are rows of one padded batch.
+    """
+
+    rows: PairRows
+    pad_id: int
+    label_smoothing: float
+    centring: float
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Of the pairs."""
+        return self.rows.ids
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each pair's longer sequence."""
+        return self.rows.lengths
+
+    def weight(self, row: int) -> float:
+        """As the data say; 1 where they do not."""
+        return self.rows.weights[row]
+
+    def rows_at_once(self, longest: int) -> int:
+        """As many as the memory of a pass allows."""
+        return max(1, min(PAIRS_AT_ONCE, TOKENS_AT_ONCE // (2 * longest)))
+
+    def losses(self, model: PreTrainedModel, rows: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Losses times weights, summed; sums of accuracy (ties count half), gap, and pairs' mean rewards."""
+        pairs = [self.rows.encoded[row] for row in rows]
+        chosen_rows = [pair.prompt_ids + pair.chosen_ids for pair in pairs]
+        rejected_rows = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
+        scores = end_scores(model, pad_right(chosen_rows + rejected_rows, self.pad_id).to(model.device))
+        chosen, rejected = scores.chunk(2)
+        losses = bradley_terry_loss(
+            chosen,
+            rejected,
+            margin=scores.new_tensor([self.rows.margins[row] for row in rows]),
+            label_smoothing=self.label_smoothing,
+            centring=self.centring,
+        )
+        weights = scores.new_tensor([self.rows.weights[row] for row in rows])
+        with torch.no_grad():
+            gaps = chosen - rejected
+            metrics = {
+                "accuracy": (gaps.sign() + 1).sum() / 2,
+                "gap": gaps.sum(),
+                "reward_mean": scores.sum() / 2,
+            }
+        return (weights * losses).sum(), metrics
