@@ -39,6 +39,7 @@ class SFTStage(TrainingConfig):
 class RewardModelStage(TrainingConfig):
     """Bradley-Terry reward model: backbone and a scalar head read at the last real token."""
 
+    revision: ClassVar[int] = 2
     kind: Literal["reward_model"] = "reward_model"
     engine: Literal["native", "trl"] = Field("native", description="Training engine.")
     backbone: Literal["model", "sft"] = Field("model", description="What the reward model starts from.")
@@ -78,6 +79,7 @@ class RewardModelStage(TrainingConfig):
 class ScoreStage(TrainingConfig):
     """Rewards and gap of every training pair, by a reward model that has not seen it."""
 
+    revision: ClassVar[int] = 2
     kind: Literal["score"] = "score"
     scheme: Literal["cross_fit", "held_out", "in_sample"] = Field(
         "cross_fit",

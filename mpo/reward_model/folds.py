@@ -26,9 +26,10 @@ def prompt_groups(pairs: Sequence[PreferencePair]) -> list[int]:
 
 @dataclass(frozen=True)
 class FoldReport:
-    """Accuracy and gap deviation (ddof 0) of the pairs that one fold's model scored."""
+    """Accuracy and gap deviation (ddof 0) of the pairs that one fold's model scored; fold: None where one
+    model scored all."""
 
-    fold: int
+    fold: int | None
     pairs: int
     accuracy: float
     accuracy_ci95: tuple[float, float]
@@ -39,12 +40,11 @@ class FoldReport:
         return asdict(self)
 
 
-def fold_reports(scored: ScoredPairs, folds: Sequence[int]) -> list[FoldReport]:
+def fold_reports(scored: ScoredPairs, folds: Sequence[int | None]) -> list[FoldReport]:
     """A report a fold, in order. folds: of each pair."""
-    numbers = np.asarray(folds)
     reports = []
-    for fold in sorted(set(folds)):
-        part = scored.take(np.flatnonzero(numbers == fold))
+    for fold in sorted(set(folds), key=lambda fold: fold or 0):
+        part = scored.take(np.array([row for row, its in enumerate(folds) if its == fold]))
         correct = part.correct()
         interval = wilson_interval(float(correct.sum()), len(correct))
         reports.append(

@@ -24,7 +24,7 @@ class ScoredPairs:
     rejected_tokens: Floats
 
     @classmethod
-    def of(cls, pairs: Sequence[EncodedPair], gaps: Sequence[float]) -> "ScoredPairs":
+    def of(cls, pairs: Sequence[EncodedPair], gaps: Sequence[float] | Floats) -> "ScoredPairs":
         """The gaps of encoded pairs, in the same order."""
         return cls(
             np.asarray(gaps, dtype=np.float64),
@@ -128,7 +128,7 @@ def weak_reason(scored: ScoredPairs) -> str:
     longer = float(scored.longer().mean())
     return (
         "The reward models tell chosen from rejected no better than chance, or worse than length alone: "
-        f"accuracy {correct.mean():.3f} [{low:.3f}, {high:.3f}] on {len(correct)} unseen pairs, "
+        f"accuracy {correct.mean():.3f} [{low:.3f}, {high:.3f}] on {len(correct)} scored pairs, "
         f"response length alone {max(longer, 1 - longer):.3f}"
     )
 

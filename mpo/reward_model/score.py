@@ -1,9 +1,10 @@
-"""Scores of responses by reward models: one model's, and the cross-fitted ones of a whole file of pairs."""
+"""Scores of responses by reward models: one model's, and those of a whole file of pairs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -14,17 +15,27 @@ from mpo.batches import PaddedBatch, pad_right, sorted_batches
 from mpo.checkpoints import handed_over, load_state, save_state
 from mpo.config import ScoreStage
 from mpo.errors import StageInterrupted
-from mpo.hold_out import assign_folds
+from mpo.gap_index import Floats
 from mpo.policies import load_reward_model, score_head, to_training_device
 from mpo.records import read_pairs
 from mpo.reporter import Reporter, StageTask
-from mpo.reward_model.folds import differing_folds, fold_reports
+from mpo.reward_model.folds import differing_folds, fold_reports, prompt_groups
 from mpo.reward_model.report import ScoredPairs, accuracy_report, is_weak, weak_reason
+from mpo.reward_model.scheme import assign_scorers, fold_temperatures, unfit_temperatures
 from mpo.summaries import write_summary
 from mpo.tokenization import EncodedPair, encode_pairs, load_tokenizer
 
 BATCH_PAIRS = 16
 STATE_FILE = "state.pt"
+SCORES_SCHEMA = pa.schema(
+    [("id", pa.string())]
+    + [(name, pa.float64()) for name in ("reward_chosen", "reward_rejected", "gap")]
+    + [("fold", pa.int64()), ("tokens", pa.int64())]
+)
+IN_SAMPLE = (
+    "The reward model scores pairs that it was trained on: it takes them for easy, so that the split and the "
+    "accuracy are too good. score.scheme cross_fit or held_out scores unseen pairs."
+)
 
 
 def end_scores(model: PreTrainedModel, batch: PaddedBatch) -> Tensor:
@@ -76,32 +87,43 @@ def score_encoded(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> Tenso
     """Rewards of both responses of each pair: fp32, (n, 2), chosen first."""
     prompts = [pair.prompt_ids for pair in pairs for _ in range(2)]
     responses = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
-    return score_responses(model, prompts, responses).view(-1, 2)
+    rewards = score_responses(model, prompts, responses).view(-1, 2)
+    for row, pair in enumerate(pairs):
+        if pair.chosen_ids == pair.rejected_ids:  # rounding must not make one of two equal responses win
+            rewards[row, 1] = rewards[row, 0]
+    return rewards
 
 
 @dataclass
-class CrossFit:
-    """Scores of pairs so far, each by the one reward model that has not seen it.
+class PairScores:
+    """Scores of pairs so far, each by the one reward model that scores it.
 
-    models: folders in fold order. folds: of each pair, from 1. rewards: (n, 2), chosen first; done: (n,).
+    models: folders; scorers: of each pair, its model's place among them, None where none scores it. rewards:
+    (n, 2), chosen first; done: (n,).
     """
 
     models: Sequence[Path]
     pairs: Sequence[EncodedPair]
-    folds: Sequence[int]
+    scorers: Sequence[int | None]
     rewards: Tensor
     done: Tensor
 
     @classmethod
-    def start(cls, models: Sequence[Path], pairs: Sequence[EncodedPair], folds: Sequence[int]) -> "CrossFit":
+    def start(
+        cls, models: Sequence[Path], pairs: Sequence[EncodedPair], scorers: Sequence[int | None]
+    ) -> "PairScores":
         """Nothing scored yet."""
-        return cls(
-            models, pairs, folds, torch.zeros(len(pairs), 2), torch.zeros(len(pairs), dtype=torch.bool)
-        )
+        n = len(pairs)
+        return cls(models, pairs, scorers, torch.zeros(n, 2), torch.zeros(n, dtype=torch.bool))
 
-    def batches(self, fold: int) -> list[list[int]]:
-        """The fold's pairs, always in the same batches: what is done already must not change a score."""
-        rows = [row for row, its_fold in enumerate(self.folds) if its_fold == fold]
+    @property
+    def scored_rows(self) -> list[int]:
+        """Of the pairs that some model scores."""
+        return [row for row, scorer in enumerate(self.scorers) if scorer is not None]
+
+    def batches(self, model: int) -> list[list[int]]:
+        """A model's pairs, always in the same batches: what is done already must not change a score."""
+        rows = [row for row, scorer in enumerate(self.scorers) if scorer == model]
         batches = sorted_batches([self.tokens(row) for row in rows], BATCH_PAIRS)
         return [[rows[i] for i in batch] for batch in batches]
 
@@ -112,8 +134,8 @@ class CrossFit:
 
     def run(self) -> Iterator[int]:
         """Scores what is left, batch by batch; yields after each the number of pairs that are done."""
-        for fold, folder in enumerate(self.models, start=1):
-            left = [batch for batch in self.batches(fold) if not self.done[batch].all()]
+        for number, folder in enumerate(self.models):
+            left = [batch for batch in self.batches(number) if not self.done[batch].all()]
             if not left:
                 continue
             model = to_training_device(load_reward_model(folder)).eval()
@@ -126,36 +148,47 @@ class CrossFit:
 def score_pairs(task: StageTask, reporter: Reporter) -> None:
     """The stage `score`: roles reward_models, in fold order, and data -> scores.parquet, in data's order.
 
-    Columns: id, reward_chosen, reward_rejected, gap, fold, tokens (of prompt and both responses). A response
-    that was not cut is scored as terminated. Raises UnusableModel, NoChatTemplate, TooFewPrompts,
-    StageInterrupted.
+    Columns: id, reward_chosen, reward_rejected, gap, fold (null where the model is no fold's), tokens (of
+    prompt and both responses); pairs that no model scores are left out. A response that was not cut is scored
+    as terminated. Raises UnusableModel, NoChatTemplate, TooFewPrompts, InvalidSpec, StageInterrupted.
     """
     config = task.config
     assert isinstance(config, ScoreStage)
     models = [model.path for model in task.inputs["reward_models"]]
-    assert len(models) == config.folds, "one reward model a fold"
     pairs = read_pairs(task.one("data").path)
-    folds = assign_folds([-1 if pair.group is None else pair.group for pair in pairs], config.folds)
+    scorers = assign_scorers(prompt_groups(pairs), config, len(models))
+    if config.scheme == "in_sample":
+        reporter.warn(IN_SAMPLE)
     encoded, counts = encode_pairs(
         pairs,
         load_tokenizer(models[0]),
         max_prompt_tokens=config.max_prompt_tokens,
         max_response_tokens=config.max_response_tokens,
     )
-    scores = CrossFit.start(models, encoded, folds)
+    scores = PairScores.start(models, encoded, scorers.models)
     if task.resume:
         state = load_state(task.resume / STATE_FILE)
         scores.rewards, scores.done = state["rewards"], state["done"]
     _run(scores, task, reporter)
-    gaps = write_scores(task.output / "scores.parquet", scores)
-    summary = score_summary(ScoredPairs.of(encoded, gaps), folds, reporter)
-    write_summary(task.output, {**summary, "encoding": counts.to_json()})
+    rows = scores.scored_rows
+    folds = [scorers.folds[row] for row in rows]
+    rewards, temperatures = calibrated(scores.rewards[rows].double().numpy(), folds, config, reporter)
+    gaps = rewards[:, 0] - rewards[:, 1]
+    write_scores(task.output / "scores.parquet", scores, rewards, folds)
+    scored = ScoredPairs.of([encoded[row] for row in rows], gaps)
+    summary = score_summary(scored, folds, temperatures, reporter)
+    unscored = len(pairs) - len(rows)
+    write_summary(
+        task.output,
+        {**summary, "unscored": unscored, "scored_by": config.scheme, "encoding": counts.to_json()},
+    )
 
 
-def _run(scores: CrossFit, task: StageTask, reporter: Reporter) -> None:
+def _run(scores: PairScores, task: StageTask, reporter: Reporter) -> None:
+    total = len(scores.scored_rows)
     for done in scores.run():
-        reporter.progress(done, len(scores.pairs), {"pairs": float(done)})
-        if done == len(scores.pairs):
+        reporter.progress(done, total, {"pairs": float(done)})
+        if done == total:
             return
         stopping = reporter.should_stop()
         if stopping or reporter.checkpoint_due():
@@ -165,24 +198,41 @@ def _run(scores: CrossFit, task: StageTask, reporter: Reporter) -> None:
             raise StageInterrupted(pairs=done)
 
 
-def write_scores(path: Path, scores: CrossFit) -> list[float]:
-    """Writes the scores as Parquet and returns the gaps. They are differences of fp32 rewards, in fp64."""
-    chosen, rejected = scores.rewards.double().unbind(-1)
-    gaps: list[float] = (chosen - rejected).tolist()
-    columns = {
-        "id": [pair.id for pair in scores.pairs],
-        "reward_chosen": chosen.tolist(),
-        "reward_rejected": rejected.tolist(),
-        "gap": gaps,
-        "fold": list(scores.folds),
-        "tokens": [scores.tokens(row) for row in range(len(scores.pairs))],
-    }
-    pq.write_table(pa.table(columns), path)
-    return gaps
+def calibrated(
+    rewards: Floats, folds: Sequence[int | None], config: ScoreStage, reporter: Reporter
+) -> tuple[Floats, dict[int | None, float]]:
+    """The rewards as the configuration's calibration leaves them, and the temperature of each fold, 1 without
+    one. rewards: (n, 2), chosen first; folds: of each pair."""
+    if config.calibration == "none":
+        return rewards, dict.fromkeys(folds, 1.0)
+    temperatures = fold_temperatures(rewards[:, 0] - rewards[:, 1], folds)
+    for warning in unfit_temperatures(temperatures):
+        reporter.warn(warning)
+    return rewards / np.array([temperatures[fold] for fold in folds])[:, None], temperatures
 
 
-def score_summary(scored: ScoredPairs, folds: Sequence[int], reporter: Reporter) -> dict[str, object]:
-    """Accuracy and gaps out of fold, in all and by fold, and whether the gate holds them for weak."""
+def write_scores(path: Path, scores: PairScores, rewards: Floats, folds: Sequence[int | None]) -> None:
+    """Writes the scored pairs as Parquet; gaps are differences in fp64. rewards: (n, 2); folds: (n,)."""
+    rows = scores.scored_rows
+    columns = [
+        [scores.pairs[row].id for row in rows],
+        rewards[:, 0],
+        rewards[:, 1],
+        rewards[:, 0] - rewards[:, 1],
+        folds,
+        [scores.tokens(row) for row in rows],
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCORES_SCHEMA, strict=True)]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=SCORES_SCHEMA), path)
+
+
+def score_summary(
+    scored: ScoredPairs,
+    folds: Sequence[int | None],
+    temperatures: Mapping[int | None, float],
+    reporter: Reporter,
+) -> dict[str, object]:
+    """Accuracy and gaps of the scored pairs, in all and by fold, and whether the gate holds them for weak."""
     reports = fold_reports(scored, folds)
     for warning in differing_folds(reports):
         reporter.warn(warning)
@@ -194,8 +244,7 @@ def score_summary(scored: ScoredPairs, folds: Sequence[int], reporter: Reporter)
     return {
         "pairs": len(scored.gaps),
         **accuracy,
-        "folds": [report.to_json() for report in reports],
-        "scored_by": "cross_fit",
+        "folds": [{**report.to_json(), "temperature": temperatures[report.fold]} for report in reports],
         "weak": weak,
         "weak_reason": reason,
     }
