@@ -87,6 +87,9 @@ class PairRewards:
         rejected_rows = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
         scores = end_scores(model, pad_right(chosen_rows + rejected_rows, self.pad_id).to(model.device))
         chosen, rejected = scores.chunk(2)
+        same = torch.tensor([pair.chosen_ids == pair.rejected_ids for pair in pairs], device=scores.device)
+        # AdamW would make a full step of the rounding by which two equal responses differ.
+        rejected = torch.where(same, chosen, rejected)
         losses = bradley_terry_loss(
             chosen,
             rejected,

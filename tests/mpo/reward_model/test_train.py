@@ -1,21 +1,54 @@
 import json
+import math
+import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
 
-from mpo.config import RewardModelStage
-from mpo.errors import StageInterrupted
+from mpo.adapters import ADAPTER, HEAD_WEIGHT, read_adapter, weights_digest
+from mpo.config import RewardModelStage, SFTStage
+from mpo.errors import StageInterrupted, TooFewPrompts, UnusableModel
 from mpo.hold_out import assign_folds
-from mpo.policies import load_reward_model
-from mpo.records import write_rows
-from mpo.reward_model.score import reward_offset, score_encoded
+from mpo.policies import load_policy, load_reward_model
+from mpo.records import PreferencePair, write_rows
+from mpo.reward_model.score import reward_offset, score_encoded, score_responses
 from mpo.reward_model.train import train_reward_model, training_pairs
+from mpo.sft.train import train_sft
 from mpo.tokenization import encode_pairs, load_tokenizer
-from tests.mpo.tiny import RecordingReporter, task_of, word_pairs, write_policy
+from mpo.training_config import LoRAConfig
+from tests.mpo.tiny import (
+    EOS,
+    WORDS,
+    RecordingReporter,
+    task_of,
+    word_pairs,
+    write_policy,
+    write_reward_model,
+)
 
+Summary = dict[str, Any]
 Inputs = dict[str, Path | list[Path]]
+LORA = LoRAConfig(rank=4, alpha=8)
+# Rows of 5 make the passes end unevenly.
+UNEVEN = RewardModelStage(learning_rate=1e-3, epochs=2, batch_pairs=7)
+TEACHING = [
+    replace(pair, group=row // 4, margin=0.1 * (row % 3), weight=1.0 + row % 2)
+    for row, pair in enumerate(word_pairs(24))
+]
+"""Pairs with margins and weights."""
+
+
+def trained_on(pairs: list[PreferencePair], inputs: Inputs, output: Path, **options: object) -> Summary:
+    """The summary of a reward model trained on these pairs."""
+    write_rows(output.with_suffix(".parquet"), pairs)
+    task = task_of(RewardModelStage(**options), output, inputs | {"data": output.with_suffix(".parquet")})
+    train_reward_model(task, RecordingReporter())
+    return json.loads((output / "summary.json").read_text())
 
 
 @pytest.fixture
@@ -39,7 +72,14 @@ def test_training_learns_the_preference_and_reports_every_step(inputs: Inputs, t
     assert [m["learning_rate"] for _, _, m in reporter.steps] == pytest.approx(
         [5e-3 * (1 - k / 18) for k in range(18)]
     )
-    assert {"loss", "learning_rate", "grad_norm", "accuracy", "gap"} <= reporter.steps[0][2].keys()
+    assert reporter.steps[0][2].keys() == {
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "accuracy",
+        "gap",
+        "reward_mean",
+    }
     summary = json.loads((tmp_path / "rm" / "summary.json").read_text())
     assert summary["loss_first"] == pytest.approx(0.69, abs=0.1)
     assert summary["loss_last"] < 0.2
@@ -67,26 +107,95 @@ def test_a_folds_model_sees_no_pair_of_its_fold(inputs: Inputs, tmp_path: Path) 
     assert {pair.group for pair in seen}.isdisjoint({row // 4 for row, fold in enumerate(folds) if fold == 2})
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(inputs: Inputs, tmp_path: Path) -> None:
-    # Rows of 5 make the passes end unevenly; stops: at a pass's end, and within the second pass.
-    config = RewardModelStage(learning_rate=1e-3, epochs=3, batch_pairs=7)
+def resumed_at(boundary: int, config: RewardModelStage, inputs: Inputs, folder: Path) -> Path:
+    """The output of a training that was stopped after `boundary` steps, and then went on."""
+    first = RecordingReporter(kept=folder / "kept", stop_after=boundary)
+    with pytest.raises(StageInterrupted):
+        train_reward_model(task_of(config, folder / "first", inputs), first)
+    assert first.checkpoints == [boundary]
+    assert not list((folder / "first").iterdir())
+    rest, output = RecordingReporter(), folder / "rest"
+    train_reward_model(task_of(config, output, inputs, resume=folder / "kept"), rest)
+    assert rest.steps[0][0] == boundary + 1
+    return output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Inputs, Path]:
+    """What a training needs, and the output of one that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_rows(folder / "train.parquet", TEACHING)
+    inputs: Inputs = {"backbone": write_policy(folder / "base"), "data": folder / "train.parquet"}
+    train_reward_model(task_of(UNEVEN, folder / "rm", inputs), RecordingReporter())
+    return inputs, folder / "rm"
+
+
+@pytest.mark.parametrize("boundary", range(1, 8))
+def test_resumed_equals_uninterrupted_bit_for_bit_at_every_boundary(
+    whole: tuple[Inputs, Path], tmp_path: Path, boundary: int
+) -> None:
+    inputs, uninterrupted = whole
+    output = resumed_at(boundary, UNEVEN, inputs, tmp_path)
+    for name in ("model/model.safetensors", "model/config.json", "summary.json"):
+        assert (output / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+
+
+def test_resumed_adapters_equal_uninterrupted_ones_bit_for_bit(
+    whole: tuple[Inputs, Path], tmp_path: Path
+) -> None:
+    inputs, config = whole[0], UNEVEN.model_copy(update={"lora": LORA})
     train_reward_model(task_of(config, tmp_path / "whole", inputs), RecordingReporter())
-    whole = weights(tmp_path / "whole")
-    for stop_after in (4, 6):
-        kept = tmp_path / f"kept{stop_after}"
-        first = RecordingReporter(kept=kept, stop_after=stop_after)
-        with pytest.raises(StageInterrupted):
-            train_reward_model(task_of(config, tmp_path / f"first{stop_after}", inputs), first)
-        assert first.checkpoints == [stop_after]
-        assert not list((tmp_path / f"first{stop_after}").iterdir())
-        rest, output = RecordingReporter(), tmp_path / f"rest{stop_after}"
-        train_reward_model(task_of(config, output, inputs, resume=kept), rest)
-        assert [step for step, _, _ in rest.steps] == list(range(stop_after + 1, 13))
-        resumed = weights(output)
-        for name, weight in whole.items():
-            assert torch.equal(resumed[name], weight), name
-        summaries = [json.loads((f / "summary.json").read_text()) for f in (tmp_path / "whole", output)]
-        assert summaries[0] == summaries[1]
+    output = resumed_at(5, config, inputs, tmp_path)
+    kept = torch.load(tmp_path / "kept" / "state.pt", weights_only=True)["parameters"]
+    assert "score.weight" in kept
+    assert all("lora" in name for name in kept if name != "score.weight"), "no frozen weight"
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors", "adapter/origin.json"):
+        uninterrupted = (tmp_path / "whole" / "model" / name).read_bytes()
+        assert (output / "model" / name).read_bytes() == uninterrupted, name
+
+
+def test_the_adapter_loads_with_peft_over_the_base_and_scores_as_the_folder_does(
+    whole: tuple[Inputs, Path], tmp_path: Path
+) -> None:
+    inputs, config = whole[0], RewardModelStage(learning_rate=1e-2, lora=LORA)
+    train_reward_model(task_of(config, tmp_path / "rm", inputs), RecordingReporter())
+    folder = tmp_path / "rm" / "model"
+    # peft takes over the caller's head: transformers gives it a random one, and says so.
+    base = AutoModelForSequenceClassification.from_pretrained(inputs["backbone"], num_labels=1)
+    adapted = PeftModel.from_pretrained(base, folder / ADAPTER).eval()
+    offset = json.loads((folder / ADAPTER / "origin.json").read_text())["reward_offset"]
+    merged = load_reward_model(folder)
+    assert offset == reward_offset(merged) != 0
+    prompts, responses = [[1, 5], [1, 5, 9, 8, 7], [1, 6, 7]], [[9, 2], [4], [8, 2]]
+    expected = score_responses(merged, prompts, responses)
+    for prompt, response, reward in zip(prompts, responses, expected.tolist(), strict=True):
+        logits = adapted(input_ids=torch.tensor([prompt + response])).logits
+        assert logits.item() - offset == pytest.approx(reward, abs=1e-5)
+    assert expected.std() > 0.05
+    start = load_policy(inputs["backbone"]).base_model.state_dict()
+    moved = merged.base_model.state_dict()
+    assert any(not torch.equal(weight, start[name]) for name, weight in moved.items())
+    assert torch.equal(moved["embed_tokens.weight"], start["embed_tokens.weight"])
+
+
+def test_a_backbone_that_is_an_adapter_goes_on_over_the_same_base(
+    whole: tuple[Inputs, Path], tmp_path: Path
+) -> None:
+    base, data = whole[0]["backbone"], whole[0]["data"]
+    sft_inputs: Inputs = {"policy": base, "base": base, "data": data}
+    sft = SFTStage(learning_rate=1e-2, batch_pairs=8, lora=LORA)
+    train_sft(task_of(sft, tmp_path / "sft", sft_inputs), RecordingReporter())
+    start = tmp_path / "sft" / "model"
+    inputs: Inputs = {"backbone": start, "base": base, "data": data}
+    config = RewardModelStage(learning_rate=0.0, max_steps=1, backbone="sft", lora=LORA)
+    train_reward_model(task_of(config, tmp_path / "rm", inputs), RecordingReporter())
+    before, after = read_adapter(start), read_adapter(tmp_path / "rm" / "model")
+    assert before is not None
+    assert after is not None
+    assert after.base_sha256 == before.base_sha256 == weights_digest(Path(str(base)))
+    assert after.low_rank.keys() == before.weights.keys()
+    assert all(torch.equal(after.weights[name], weight) for name, weight in before.weights.items())
+    assert (after.weights.keys() - before.weights.keys()) == {HEAD_WEIGHT}
 
 
 def test_the_seed_decides_the_result(inputs: Inputs, tmp_path: Path) -> None:
@@ -96,3 +205,135 @@ def test_the_seed_decides_the_result(inputs: Inputs, tmp_path: Path) -> None:
     heads = [weights(tmp_path / name)["score.weight"] for name in "abc"]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_folds_model_that_starts_from_sft_is_warned_about(inputs: Inputs, tmp_path: Path) -> None:
+    warned = {}
+    for backbone in ("model", "sft"):
+        for fold in (None, 1):
+            reporter = RecordingReporter()
+            config = RewardModelStage(backbone=backbone, fold=fold, folds=fold and 2, max_steps=1)
+            task = task_of(config, tmp_path / f"{backbone}{fold}", inputs)
+            train_reward_model(task, reporter)
+            warned[backbone, fold] = reporter.warnings
+    assert [key for key, warnings in warned.items() if warnings] == [("sft", 1)]
+    assert "has seen every chosen response" in warned["sft", 1][0]
+
+
+def test_pairs_without_a_group_are_dealt_to_folds_by_their_prompts(inputs: Inputs, tmp_path: Path) -> None:
+    pairs = [replace(pair, prompt=f"{row // 4}: ") for row, pair in enumerate(word_pairs(24))]
+    write_rows(tmp_path / "ungrouped.parquet", pairs)
+    seen = training_pairs(tmp_path / "ungrouped.parquet", RewardModelStage(fold=1, folds=2))
+    folds = assign_folds([row // 4 for row in range(24)], 2)
+    assert [pair.id for pair in seen] == [str(row) for row, fold in enumerate(folds) if fold != 1]
+
+
+def test_one_pair_is_enough(inputs: Inputs, tmp_path: Path) -> None:
+    summary = trained_on(word_pairs(1), inputs, tmp_path / "one", learning_rate=1e-3, epochs=3)
+    assert (summary["pairs"], summary["steps"]) == (1, 3)
+    assert summary["loss_last"] < summary["loss_first"]
+
+
+def test_no_pair_is_an_error(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(TooFewPrompts, match="no pairs"):
+        trained_on([], inputs, tmp_path / "none")
+
+
+def test_identical_responses_teach_nothing_and_count_half(inputs: Inputs, tmp_path: Path) -> None:
+    pairs = [replace(pair, rejected=pair.chosen) for pair in word_pairs(8)]
+    with_eval = inputs | {"eval": tmp_path / "same.parquet"}
+    write_rows(tmp_path / "same.parquet", pairs)
+    summary = trained_on(pairs, with_eval, tmp_path / "same_rm", learning_rate=1e-3)
+    assert summary["loss_first"] == pytest.approx(math.log(2), abs=1e-6)
+    assert (summary["accuracy"], summary["length_baseline"], summary["gap_std"]) == (0.5, 0.5, 0.0)
+    before = load_policy(tmp_path / "base").base_model.state_dict()
+    for name, weight in load_reward_model(tmp_path / "same_rm" / "model").base_model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_weights_that_are_all_zero_leave_the_backbone_as_it_was(inputs: Inputs, tmp_path: Path) -> None:
+    pairs = [replace(pair, weight=0.0) for pair in word_pairs(8)]
+    summary = trained_on(pairs, inputs, tmp_path / "zero", learning_rate=1e-2)
+    assert summary["loss_last"] == 0
+    before = load_policy(tmp_path / "base").base_model.state_dict()
+    for name, weight in load_reward_model(tmp_path / "zero" / "model").base_model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_a_reward_model_is_no_backbone(inputs: Inputs, tmp_path: Path) -> None:
+    write_reward_model(tmp_path / "rm", tmp_path / "base")
+    with pytest.raises(UnusableModel, match="no policy but a reward model"):
+        trained_on(word_pairs(4), inputs | {"backbone": tmp_path / "rm"}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("engine", ["native", "trl"])
+def test_a_tokenizer_without_a_padding_token_will_do(inputs: Inputs, tmp_path: Path, engine: str) -> None:
+    without_token(tmp_path / "base", "pad_token")
+    assert load_tokenizer(tmp_path / "base").pad_token is None
+    summary = trained_on(word_pairs(8), inputs, tmp_path / "rm", engine=engine, max_steps=1)
+    assert summary["steps"] == 1
+    pad_id = load_reward_model(tmp_path / "rm" / "model").config.pad_token_id
+    assert pad_id not in (None, EOS)
+
+
+def test_a_tokenizer_without_an_end_is_an_error(inputs: Inputs, tmp_path: Path) -> None:
+    without_token(tmp_path / "base", "eos_token")
+    with pytest.raises(UnusableModel, match="no EOS token"):
+        trained_on(word_pairs(4), inputs, tmp_path / "rm")
+
+
+def without_token(folder: Path, name: str) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop(name)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_held_out_numbers_are_those_of_the_saved_model_counted_by_hand(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    task = task_of(
+        RewardModelStage(max_steps=2), tmp_path / "rm", inputs | {"eval": tmp_path / "eval.parquet"}
+    )
+    train_reward_model(task, RecordingReporter())
+    summary = json.loads((tmp_path / "rm" / "summary.json").read_text())
+    pairs, _ = encode_pairs(
+        word_pairs(32)[24:],
+        load_tokenizer(tmp_path / "base"),
+        max_prompt_tokens=None,
+        max_response_tokens=None,
+    )
+    rewards = score_encoded(load_reward_model(tmp_path / "rm" / "model"), pairs)
+    gaps = (rewards[:, 0] - rewards[:, 1]).tolist()
+    longer = [len(pair.chosen_ids) - len(pair.rejected_ids) for pair in pairs]
+    assert summary["accuracy"] == sum(gap > 0 for gap in gaps) / 8
+    assert summary["length_baseline"] == sum((more > 0) + (more == 0) / 2 for more in longer) / 8
+    assert summary["gap_mean"] == pytest.approx(sum(gaps) / 8, abs=1e-6)
+    assert sum(part["pairs"] for part in summary["reliability"]) == 8
+    assert sum(part["pairs"] for part in summary["accuracy_by_length"]) == 8
+    weighted = [part["accuracy"] * part["pairs"] / 8 for part in summary["accuracy_by_length"]]
+    assert sum(weighted) == pytest.approx(summary["accuracy"])
+
+
+def test_a_gold_reward_is_found_through_labels_of_which_a_tenth_are_wrong(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    # Gold: how often a response says "red", linear in it; every tenth label of the training pairs is turned.
+    draw = random.Random(0)
+    words = [word for word in WORDS if word != "red"]
+
+    def planted(row: int, flipped: bool) -> PreferencePair:
+        counts = draw.sample(range(4), 2)
+        texts = [" ".join(draw.sample(["red"] * n + draw.sample(words, 4 - n), 4)) for n in sorted(counts)]
+        worse, better = texts[::-1] if flipped else texts
+        return PreferencePair(str(row), f"{draw.choice(words)} {row}: ", better, worse)
+
+    write_rows(tmp_path / "clean.parquet", [planted(row, False) for row in range(60)])
+    summary = trained_on(
+        [planted(row, row % 10 == 0) for row in range(200)],
+        inputs | {"eval": tmp_path / "clean.parquet"},
+        tmp_path / "planted",
+        learning_rate=3e-3,
+        epochs=2,
+    )
+    assert summary["accuracy"] > 0.9
+    assert summary["accuracy_ci95"][0] > summary["length_baseline"]
