@@ -34,6 +34,9 @@ TRAINED = "default"
 HEAD_WEIGHT = "base_model.model.score.weight"
 """Where peft keeps the head of a reward model."""
 
+NO_TASK = None
+"""What peft is told of a reward model in memory: told what it is, it would put a wrapper about the head."""
+
 
 def weights_digest(folder: Path) -> str:
     """SHA-256, in hex, of the names and contents of a folder's safetensors."""
@@ -63,7 +66,10 @@ def read_adapter(model: Path) -> Adapter | None:
     folder = model / ADAPTER
     if not (folder / ORIGIN).is_file():
         return None
-    config = PeftConfig.from_pretrained(str(folder))
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    config.base_model_name_or_path = None  # its base is known by digest; peft warns of another name
+    if config.modules_to_save:
+        config.modules_to_save, config.task_type = None, NO_TASK  # the head is not peft's to hold
     origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
     return Adapter(config, load_file(folder / WEIGHTS), origin["base_sha256"])
 
@@ -107,8 +113,7 @@ class AdaptedBase:
             target_modules=sorted(lora.target_modules or self.linear),
             lora_dropout=0.0,
             bias="none",
-            # Named as what it is, peft would put a copy in the place of a reward model's head.
-            task_type=None if hasattr(self.model, "score") else "CAUSAL_LM",
+            task_type=NO_TASK if hasattr(self.model, "score") else "CAUSAL_LM",
         )
 
     def add_frozen(self, name: str, start: Adapter) -> None:

@@ -10,11 +10,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from mpo.adapters import ADAPTER, HEAD_WEIGHT, read_adapter, weights_digest
+from mpo.adapters import ADAPTER, HEAD_WEIGHT, AdaptedBase, read_adapter, weights_digest
 from mpo.config import RewardModelStage, SFTStage
 from mpo.errors import StageInterrupted, TooFewPrompts, UnusableModel
 from mpo.hold_out import assign_folds
-from mpo.policies import load_policy, load_reward_model
+from mpo.policies import load_policy, load_reward_model, new_reward_model, score_head
 from mpo.records import PreferencePair, write_rows
 from mpo.reward_model.score import reward_offset, score_encoded, score_responses
 from mpo.reward_model.train import train_reward_model, training_pairs
@@ -176,6 +176,24 @@ def test_the_adapter_loads_with_peft_over_the_base_and_scores_as_the_folder_does
     moved = merged.base_model.state_dict()
     assert any(not torch.equal(weight, start[name]) for name, weight in moved.items())
     assert torch.equal(moved["embed_tokens.weight"], start["embed_tokens.weight"])
+
+
+def test_a_kept_adapter_and_head_run_over_the_base_as_the_folder_does(
+    whole: tuple[Inputs, Path], tmp_path: Path
+) -> None:
+    backbone = Path(str(whole[0]["backbone"]))
+    config = RewardModelStage(learning_rate=1e-2, lora=LORA)
+    train_reward_model(task_of(config, tmp_path / "rm", whole[0]), RecordingReporter())
+    adapter, merged = read_adapter(tmp_path / "rm" / "model"), load_reward_model(tmp_path / "rm" / "model")
+    assert adapter is not None
+    base = AdaptedBase(new_reward_model(backbone, seed=9), weights_digest(backbone))
+    base.add_frozen("rewards", adapter)
+    with torch.no_grad():
+        score_head(base.model).weight.copy_(adapter.weights[HEAD_WEIGHT])
+    found = score_responses(base.model, [[1, 5], [1, 6, 7]], [[9, 2], [8, 2]]) - reward_offset(merged)
+    expected = score_responses(merged, [[1, 5], [1, 6, 7]], [[9, 2], [8, 2]])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert not any(p.requires_grad for p in base.parameters("rewards").values())
 
 
 def test_a_backbone_that_is_an_adapter_goes_on_over_the_same_base(
