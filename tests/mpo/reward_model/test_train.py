@@ -193,7 +193,6 @@ def test_a_kept_adapter_and_head_run_over_the_base_as_the_folder_does(
     found = score_responses(base.model, [[1, 5], [1, 6, 7]], [[9, 2], [8, 2]]) - reward_offset(merged)
     expected = score_responses(merged, [[1, 5], [1, 6, 7]], [[9, 2], [8, 2]])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert not any(p.requires_grad for p in base.parameters("rewards").values())
 
 
 def test_a_backbone_that_is_an_adapter_goes_on_over_the_same_base(
