@@ -279,7 +279,7 @@ def test_weights_that_are_all_zero_leave_the_backbone_as_it_was(inputs: Inputs, 
 
 def test_a_reward_model_is_no_backbone(inputs: Inputs, tmp_path: Path) -> None:
     write_reward_model(tmp_path / "rm", tmp_path / "base")
-    with pytest.raises(UnusableModel, match="no policy but a reward model"):
+    with pytest.raises(UnusableModel, match="a policy is needed here"):
         trained_on(word_pairs(4), inputs | {"backbone": tmp_path / "rm"}, tmp_path / "out")
 
 
