@@ -1,10 +1,12 @@
 """What pydantic refuses -> field and what would be accepted there, never the input itself."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+
+from mpo.field_paths import walk, written_path
 
 WHERE = ("body", "query", "path", "header", "cookie")
 
@@ -47,7 +49,12 @@ def field_errors(error: RequestValidationError, route: object) -> list[FieldErro
     """Each refused field. route: the matched one; its body's model tells which fields there are."""
     body = getattr(getattr(route, "body_field", None), "field_info", None)
     model = error.model if isinstance(error, BodyRefused) else getattr(body, "annotation", None)
-    return [FieldError(loc=list(e["loc"]), message=_message(e, model)) for e in error.errors()]
+    return [FieldError(loc=_written(e, model), message=_message(e, model)) for e in error.errors()]
+
+
+def _written(error: Mapping[str, Any], model: object) -> list[str | int]:
+    where, *path = error["loc"]
+    return [where, *(written_path(model, path) if where == "body" else path)]
 
 
 def _message(error: Mapping[str, Any], model: object) -> str:
@@ -58,6 +65,8 @@ def _message(error: Mapping[str, Any], model: object) -> str:
             return f"Unknown field; accepted are {', '.join(known)}" if known else "Unknown field"
         case "union_tag_invalid":
             return f"{context['discriminator']} should be one of {context['expected_tags']}"
+        case "union_tag_not_found":
+            return f"{context['discriminator']} is required"
         case "json_invalid":
             return f"The body is not valid JSON: {context.get('error', 'syntax error')}"
         case "value_error" | "assertion_error":
@@ -67,27 +76,6 @@ def _message(error: Mapping[str, Any], model: object) -> str:
     return str(error["msg"])
 
 
-def accepted_fields(model: object, loc: Sequence[str | int]) -> list[str]:
-    """Names of the fields that the model at `loc` takes; empty where that is not told by types."""
-    models = list(_models(model))
-    for part in loc:
-        if isinstance(part, int) or any(_is_tag(m, part) for m in models):
-            models = [m for m in models if isinstance(part, int) or _is_tag(m, part)]
-            continue
-        fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        models = [inner for annotation in fields for inner in _models(annotation)]
-    return sorted({name for m in models for name in m.model_fields})
-
-
-def _models(annotation: object) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
-
-
-def _is_tag(model: type[BaseModel], word: str | int) -> bool:
-    """Whether a discriminated union's loc names this member by its `type` or `kind`."""
-    if word == model.__name__:
-        return True
-    tags = (model.model_fields.get(name) for name in ("type", "kind"))
-    return any(tag is not None and word in get_args(tag.annotation) for tag in tags)
+def accepted_fields(model: object, path: Sequence[str | int]) -> list[str]:
+    """Names of the fields that the model at a path of pydantic's takes; empty where types do not tell."""
+    return sorted({name for found in walk(model, path)[1] for name in found.model_fields})

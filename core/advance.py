@@ -12,7 +12,7 @@ from core import queue
 from core.database import Transaction
 from core.events import write_event
 from core.states import FINISHED_JOB, DatasetState, JobState, RunState, StageState
-from core.tables import ArtifactReference, Dataset, Job, Run, StageRow
+from core.tables import ArtifactReference, Dataset, Job, JobInput, Run, StageRow
 from core.work_lookup import find_work, hold_artifacts
 
 ENDED_STAGE = frozenset({StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED})
@@ -107,7 +107,8 @@ def jobs_waiting_on(tx: Transaction, run: Run) -> list[str]:
     """Ids of the jobs that a run's change concerns: its own, and each with a stage that waits for it."""
     concerned: ColumnElement[bool]
     if run.kind == "validate_dataset":
-        concerned = (Job.dataset_id == run.subject_id) | (Job.eval_dataset_id == run.subject_id)
+        reads_it = JobInput.kind == "dataset", JobInput.name == run.subject_id
+        concerned = Job.id.in_(select(JobInput.job_id).where(*reads_it))
     else:
         concerned = Job.id.in_(select(StageRow.job_id).where(StageRow.run_id == run.id))
     statement = select(Job.id).where(concerned, Job.status.not_in(FINISHED_JOB)).order_by(Job.id)
@@ -169,12 +170,15 @@ def _succeed(tx: Transaction, job: Job, stage: StageRow, *, cached: bool) -> Non
     stage.finished_at = _now() if cached else run.finished_at
     kind, verb = ("stage.cached", "is cached") if cached else ("stage.succeeded", "has succeeded")
     write_event(tx, job, kind, f"{stage.name} {verb}", stage=stage.name)
+    if _found_weak(stage) and stage.config.get("on_weak") == "warn":
+        write_event(tx, job, "stage.warning", _weak_reason(stage), stage=stage.name)
 
 
 def _datasets_ready(tx: Transaction, job: Job, stages: list[StageRow]) -> bool:
     """Whether the rows are there; fails the job where they never will be."""
-    ids = [i for i in (job.dataset_id, job.eval_dataset_id) if i is not None]
-    states = tx.session.execute(select(Dataset.id, Dataset.status).where(Dataset.id.in_(ids))).all()
+    ids = select(JobInput.name).where(JobInput.job_id == job.id, JobInput.kind == "dataset")
+    found = select(Dataset.id, Dataset.status).where(Dataset.id.in_(ids)).order_by(Dataset.id)
+    states = tx.session.execute(found).all()
     for dataset_id, status in states:
         if status == DatasetState.INVALID:
             message = f"{dataset_id} is invalid: see /v1/datasets/{dataset_id}/report"
@@ -188,15 +192,12 @@ def _passes_gate(tx: Transaction, job: Job, stages: list[StageRow]) -> bool:
     for stage in stages:
         if not _is_weak(job, stage):
             continue
-        what, message = stage.config.get("on_weak"), str((stage.summary or {}).get("weak_reason", ""))
-        if what == "fail":
+        message = _weak_reason(stage)
+        if stage.config.get("on_weak") == "fail":
             _finish(tx, job, stages, JobState.FAILED, error={"code": "weak_reward_model", "message": message})
             return False
-        if what == "pause" and job.pause is None:
+        if job.pause is None:
             _pause_at(tx, job, stage, "weak_reward_model", message)
-        if what == "warn":
-            job.accepts_weak = True
-            write_event(tx, job, "stage.warning", message, stage=stage.name)
     return True
 
 
@@ -235,14 +236,22 @@ def _held_names(job: Job, stages: list[StageRow]) -> set[str]:
     if job.pause and job.pause["stage"]:
         held.add(job.pause["stage"])
     # Also where the job pauses for another reason already.
-    held |= {s.name for s in stages if _is_weak(job, s) and s.config.get("on_weak") == "pause"}
+    held |= {s.name for s in stages if _is_weak(job, s)}
     return held
 
 
 def _is_weak(job: Job, stage: StageRow) -> bool:
-    """Whether the stage found its reward models weak, and nobody has accepted that for this job."""
+    """Whether the stage found its reward models weak, that holds the job, and nobody has accepted it."""
+    return _found_weak(stage) and stage.config.get("on_weak") != "warn" and not job.accepts_weak
+
+
+def _found_weak(stage: StageRow) -> bool:
     scored = stage.kind == "score" and stage.status == StageState.SUCCEEDED
-    return scored and bool((stage.summary or {}).get("weak")) and not job.accepts_weak
+    return scored and bool((stage.summary or {}).get("weak"))
+
+
+def _weak_reason(stage: StageRow) -> str:
+    return str((stage.summary or {}).get("weak_reason", ""))
 
 
 def _needs(stage: StageRow) -> set[str]:

@@ -42,7 +42,11 @@ class RewardModelStage(TrainingConfig):
     revision: ClassVar[int] = 2
     kind: Literal["reward_model"] = "reward_model"
     engine: Literal["native", "trl"] = Field("native", description="Training engine.")
-    backbone: Literal["model", "sft"] = Field("model", description="What the reward model starts from.")
+    backbone: Literal["model", "sft"] = Field(
+        "model",
+        description="What the reward model starts from; explicit stages say it by their input.",
+        json_schema_extra=NEUTRAL,  # the input is in the key
+    )
     learning_rate: LearningRate = Field(
         1e-4, description="Peak learning rate of AdamW; falls linearly to 0, without warm-up."
     )

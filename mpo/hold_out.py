@@ -90,7 +90,14 @@ def assign_folds(groups: Sequence[int], folds: int) -> list[int]:
 
 
 def row_keys(path: Path) -> list[GroupKey]:
-    """The group of each row of a canonical file of pairs, in order."""
+    """The group of each row of a canonical file, in order: of pairs and prompts by the prompt; texts belong
+    together only when equal."""
+    if "text" in pq.read_schema(path).names:
+        return [
+            hashlib.sha256(text.encode()).digest() + b"text"
+            for batch in stream_batches(path, ["text"])
+            for text in batch.column("text").to_pylist()
+        ]
     return [
         group_key(load_content(prompt, form))
         for batch in stream_batches(path, ["prompt", "form"])
@@ -99,10 +106,11 @@ def row_keys(path: Path) -> list[GroupKey]:
 
 
 def hold_out_groups(task: StageTask, reporter: Reporter) -> None:
-    """The stage `hold_out`: canonical pairs -> train.parquet and eval.parquet, with the column `group`.
+    """The stage `hold_out`: canonical rows -> train.parquet and eval.parquet, with the column `group`.
 
-    Given an evaluation dataset, that is eval.parquet and all pairs are train. Groups are numbered by their
-    first row, the data's before the evaluation dataset's. Raises TooFewPrompts.
+    The rows are pairs, prompts or texts. Given an evaluation dataset, that is eval.parquet and all pairs are
+    train. Groups are numbered by their first row, the data's before the evaluation dataset's. Raises
+    TooFewPrompts.
     """
     assert isinstance(task.config, HoldOutStage)
     data = task.one("data").path

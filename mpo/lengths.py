@@ -8,10 +8,19 @@ from mpo.training_config import StageConfig, TrainingConfig
 S = TypeVar("S", bound=StageConfig)
 
 
+class LengthsExceedContext(ValueError):
+    """Prompt and response do not fit the model's context. field: the largest length that is given."""
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 def resolve_lengths(config: S, context_tokens: int) -> S:
     """The same configuration with every length that was left open set from the model's context, in tokens.
 
-    Raises ValueError where prompt and response, terminator included, cannot fit the context together.
+    Raises LengthsExceedContext where prompt and response, terminator included, cannot fit the context
+    together.
     """
     if not isinstance(config, TrainingConfig):
         return config
@@ -21,11 +30,13 @@ def resolve_lengths(config: S, context_tokens: int) -> S:
     }
     if isinstance(config, PPOStage | EvaluateStage):
         lengths["max_new_tokens"] = config.max_new_tokens or max(1, min(128, context_tokens // 4))
-    response = lengths.get("max_new_tokens", lengths["max_response_tokens"])
-    longest = lengths["max_prompt_tokens"] + max(response, lengths["max_response_tokens"]) + 1
+    response = max(lengths["max_response_tokens"], lengths.get("max_new_tokens", 0))
+    longest = lengths["max_prompt_tokens"] + response + 1
     if longest > context_tokens:
-        raise ValueError(
+        given = [name for name in lengths if getattr(config, name) is not None]
+        raise LengthsExceedContext(
             f"max_prompt_tokens, the longest response and its terminator come to {longest} tokens; "
-            f"the model's context is {context_tokens}"
+            f"the model's context is {context_tokens}",
+            field=max(given or lengths, key=lambda name: lengths[name]),
         )
     return config.model_copy(update=lengths)

@@ -16,9 +16,19 @@ from pydantic import ValidationError
 from mpo.config import ScoreStage
 from mpo.dataset_files import validate_file
 from mpo.errors import InvalidSpec, MPOError, StageFailed, StageInterrupted
+from mpo.field_paths import written_path
 from mpo.job_spec import JobSpec
 from mpo.keys import InputKey, dataset_key
-from mpo.plan import OUTPUTS, PlannedStage, Source, expand, plan_keys, resolve
+from mpo.plan import (
+    OUTPUTS,
+    PlannedStage,
+    Source,
+    check_plan,
+    expand,
+    plan_keys,
+    plan_warnings,
+    resolve,
+)
 from mpo.report import Summary, build_report
 from mpo.reporter import StageInput, StageTask
 from mpo.run_folders import FolderReporter, StageFolder, clock, file_digest, folder_digest
@@ -28,6 +38,9 @@ from mpo.training_config import TrainingConfig
 
 PAIRS, EVAL_PAIRS = "pairs", "eval_pairs"
 """Names of the two files that a run may be given."""
+
+DATA = "data"
+"""The folder of their canonical rows."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ def read_spec(path: Path) -> JobSpec:
         return JobSpec.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "spec"
+        where = ".".join(str(part) for part in written_path(JobSpec, first["loc"])) or "spec"
         raise InvalidSpec(f"{where}: {first['msg']}", field=where) from error
 
 
@@ -80,23 +93,40 @@ def context_tokens(model: Path) -> int:
 
 
 def plan_run(request: RunRequest) -> list[PlannedStage]:
-    """The stages, in order, every length resolved; raises InvalidSpec."""
+    """The stages, in order, every length resolved; raises InvalidSpec.
+
+    In explicit stages an input is a stage, `stage.output`, or a file that the run was given: `pairs` (or the
+    spec's `dataset`), `eval_pairs` (or its `eval_dataset`), `model` (or its `model`).
+    """
     spec = request.spec
-    if (spec.eval_dataset is None) != (request.eval_pairs is None):
-        given, missing = (
-            ("eval_dataset", "--eval-pairs") if spec.eval_dataset else ("--eval-pairs", "eval_dataset")
-        )
-        raise InvalidSpec(f"{given} is given without {missing}", field="eval_dataset")
-    if request.eval_pairs is not None:
+    if spec.eval_dataset is not None and request.eval_pairs is None:
+        raise InvalidSpec("eval_dataset is given without --eval-pairs", field="eval_dataset")
+    files = _named_files(request)
+    if spec.eval_dataset is not None:
         spec = spec.model_copy(update={"eval_dataset": EVAL_PAIRS})
-    stages = expand(spec, model=_model_name(request), dataset=PAIRS)
+    stages = expand(spec, model=_model_name(request), dataset=PAIRS, leaf=files.get)
+    read = {source.name for stage in stages for source in stage.sources()}
+    if request.eval_pairs is not None and EVAL_PAIRS not in read:
+        raise InvalidSpec(
+            "--eval-pairs is given, and no stage reads it: eval_dataset names it", field="eval_dataset"
+        )
     names = {stage.name for stage in stages}
+    if DATA in names:
+        raise InvalidSpec(f"no stage can be named {DATA}: that folder holds the rows", field="stages")
     if unknown := sorted(set(spec.pause_after) - names):
         raise InvalidSpec(f"pause_after: no stage is named {unknown[0]}", field="pause_after")
-    try:
-        return resolve(stages, context_tokens(request.model))
-    except ValueError as error:
-        raise InvalidSpec(f"method: {error}", field="method") from error
+    check_plan(spec, stages, {s: "policy" if s.kind == "model" else "pairs" for s in files.values()})
+    return resolve(spec, stages, context_tokens(request.model))
+
+
+def _named_files(request: RunRequest) -> dict[str, Source]:
+    """What the names of explicit inputs stand for."""
+    spec = request.spec
+    found = {"model": Source.model(_model_name(request)), PAIRS: Source.dataset(PAIRS)}
+    if request.eval_pairs is not None:
+        found[EVAL_PAIRS] = Source.dataset(EVAL_PAIRS)
+    named = {spec.model: "model", spec.dataset: PAIRS, spec.eval_dataset: EVAL_PAIRS}
+    return found | {name: found[word] for name, word in named.items() if name is not None}
 
 
 def _model_name(request: RunRequest) -> str:
@@ -139,6 +169,9 @@ def run_plan(request: RunRequest) -> str | None:
     stages = plan_run(request)
     leaves, keys, report = _read_leaves(request)
     run = Run(request, stages, leaves, plan_keys(stages, keys))
+    for name, warnings in plan_warnings(stages).items():
+        for warning in warnings:
+            run.say(f"warning: {name}: {warning}")
     for number, stage in enumerate(stages, start=1):
         ran = _finish_stage(run, stage, f"[{number}/{len(stages)}] {stage.name}")
         if pause := _pause(run, stage, ran):
@@ -159,15 +192,15 @@ def _read_leaves(request: RunRequest) -> tuple[dict[Source, Path], dict[Source, 
             source = Source.dataset(name)
             key = dataset_key(file_digest(file), "preference", request.max_bad_rows)
             keys[source] = (key, source.output)
-            paths[source] = request.out / "data" / f"{name}.parquet"
+            paths[source] = request.out / DATA / f"{name}.parquet"
             reports.append(_validate(request, file, name, key))
     return paths, keys, reports[0]
 
 
 def _validate(request: RunRequest, file: Path, name: str, key: str) -> Summary:
     """The canonical rows of a file in OUT/data, made once for the same bytes; returns its report."""
-    folder = StageFolder(request.out / "data" / name, key)
-    target = request.out / "data" / f"{name}.parquet"
+    folder = StageFolder(request.out / DATA / name, key)
+    target = request.out / DATA / f"{name}.parquet"
     if not (folder.is_done() and target.exists()):
         folder.open()
         try:

@@ -1,168 +1,89 @@
-"""Expands a method to its stages with named inputs. Torch-free."""
+"""A job's plan: its stages with named inputs, their lengths, their keys, its warnings. Torch-free."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from mpo.config import EvaluateStage, HoldOutStage, RewardModelStage, ScoreStage, Stage
-from mpo.job_spec import JobSpec, MPOMethod
-from mpo.keys import InputKey, stage_key
-from mpo.lengths import resolve_lengths
+from mpo.config import ScoreStage
+from mpo.explicit_stages import Leaf, Place, expand_stages, named_leaf, spec_error
+from mpo.job_spec import JobSpec
+from mpo.keys import InputKey, result_config, stage_key
+from mpo.lengths import LengthsExceedContext, resolve_lengths
+from mpo.presets import expand_preset
+from mpo.roles import Thing, WrongInput, check_inputs
+from mpo.stage_graph import OUTPUTS, RANK, PlannedStage, Source, dependents, lineages, ranks
 
-OUTPUTS: Mapping[str, Mapping[str, str]] = {
-    "hold_out": {"train": "train.parquet", "eval": "eval.parquet"},
-    "sft": {"model": "model"},
-    "reward_model": {"model": "model"},
-    "score": {"scores": "scores.parquet"},
-    "split": {
-        "easy": "easy.parquet",
-        "difficult": "difficult.parquet",
-        "dropped": "dropped.parquet",
-        "split": "split.parquet",
-        "gaps": "gaps",
-    },
-    "dpo": {"model": "model"},
-    "ppo": {"model": "model"},
-    "evaluate": {"report": "report.json", "samples": "samples.jsonl"},
-}
-"""What each kind of stage leaves in its folder: output name -> file or folder."""
+__all__ = [
+    "OUTPUTS",
+    "RANK",
+    "PlannedStage",
+    "Source",
+    "check_plan",
+    "dependents",
+    "expand",
+    "plan_keys",
+    "plan_warnings",
+    "ranks",
+    "resolve",
+]
 
-RANK = (
-    "hold_out",
-    "reward_model_fold",
-    "score",
-    "split",
-    "sft",
-    "reward_model",
-    "dpo",
-    "ppo",
-    "judge",
-    "evaluate",
+SEEN_BY_SFT = (
+    "The scoring reward models start from an SFT that has seen every chosen response, also of the pairs that "
+    "they score: their gaps flatter them."
 )
-"""Order in which a free slot takes a job's ready stages: the histogram comes early."""
+TRAINED_AGAINST = (
+    "The judge is a reward model that a policy was trained against, or its twin: it is not independent. "
+    "Give it other data, or another seed."
+)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where an input comes from: an output of an earlier stage, a dataset (ds_…) or a model's name."""
+def expand(
+    spec: JobSpec, *, model: str | None, dataset: str | None, leaf: Leaf = named_leaf
+) -> list[PlannedStage]:
+    """The stages of a job in an order in which each comes after its inputs.
 
-    kind: Literal["stage", "dataset", "model"]
-    name: str
-    output: str
-
-    @classmethod
-    def stage(cls, name: str, output: str) -> "Source":
-        """The output of a stage of the same job."""
-        return cls("stage", name, output)
-
-    @classmethod
-    def dataset(cls, dataset_id: str) -> "Source":
-        """A dataset's canonical rows."""
-        return cls("dataset", dataset_id, "pairs")
-
-    @classmethod
-    def model(cls, name: str) -> "Source":
-        """A base model, or the trained model job_…:stage."""
-        return cls("model", name, "model")
+    model, dataset: names of the leaves that a preset works on. leaf: what names in explicit stages stand for
+    that are no stage's. Raises InvalidSpec where explicit stages do not fit together.
+    """
+    if spec.method is None:
+        return expand_stages(spec.stages or [], spec.seed, leaf)
+    if model is None or dataset is None:
+        missing = "model" if model is None else "dataset"
+        raise spec_error(f"a method needs a {missing}", (missing,))
+    return expand_preset(spec, spec.method, model=model, dataset=dataset)
 
 
-@dataclass(frozen=True)
-class PlannedStage:
-    """A node of the graph: typed configuration, and its inputs by role, in order."""
-
-    name: str
-    config: Stage
-    inputs: Mapping[str, tuple[Source, ...]]
-    seed: int
-
-    @property
-    def kind(self) -> str:
-        """The configuration's kind."""
-        return self.config.kind
-
-    @property
-    def rank(self) -> int:
-        """Place in `RANK`: lower is taken first by a free slot."""
-        return RANK.index("reward_model_fold" if "_fold_" in self.name else self.name)
-
-    def stages_before(self) -> set[str]:
-        """Names of the stages whose outputs this one reads."""
-        return {s.name for sources in self.inputs.values() for s in sources if s.kind == "stage"}
+def check_plan(spec: JobSpec, stages: Sequence[PlannedStage], leaves: Mapping[Source, Thing]) -> None:
+    """Raises InvalidSpec where an input is not what its role takes. leaves: what datasets and models are."""
+    try:
+        check_inputs(stages, leaves)
+    except WrongInput as error:
+        place = _input_place(spec, error)
+        raise spec_error(error.detail, place) from error
 
 
-def expand(spec: JobSpec, *, model: str, dataset: str) -> list[PlannedStage]:
-    """The stages of a job in an order in which each comes after its inputs. model, dataset: leaf names."""
-    return _expand_mpo(spec, spec.method, Source.model(model), Source.dataset(dataset))
+def resolve(
+    spec: JobSpec,
+    stages: Sequence[PlannedStage],
+    context_tokens: int,
+    contexts: Mapping[Source, int] | None = None,
+) -> list[PlannedStage]:
+    """The same plan with every open length set from the smallest context behind each stage.
 
-
-def _expand_mpo(spec: JobSpec, method: MPOMethod, model: Source, dataset: Source) -> list[PlannedStage]:
-    train, held_out = Source.stage("hold_out", "train"), Source.stage("hold_out", "eval")
-    has_eval = method.hold_out.fraction > 0 or spec.eval_dataset is not None
-    sft = Source.stage("sft", "model") if method.sft else model
-    backbone = sft if method.reward_model.backbone == "sft" else model
-    evaluated_on = (held_out,) if has_eval else ()
-    folds = [f"reward_model_fold_{k}" for k in range(1, method.score.folds + 1)]
-
-    def planned(
-        name: str, config: Stage, seed: int = spec.seed, /, **inputs: Iterable[Source]
-    ) -> PlannedStage:
-        return PlannedStage(name, config, {r: tuple(s) for r, s in inputs.items() if tuple(s)}, seed)
-
-    def reward_model(
-        name: str, config: RewardModelStage, start: Source, seed: int = spec.seed
-    ) -> PlannedStage:
-        return planned(name, config, seed, backbone=[start], data=[train], eval=evaluated_on)
-
-    stages = [_hold_out(spec, method.hold_out, dataset)]
-    if method.sft:
-        stages.append(planned("sft", method.sft, policy=[model], data=[train]))
-    for k, name in enumerate(folds, start=1):
-        fold = method.reward_model.model_copy(update={"fold": k, "folds": len(folds)})
-        stages.append(planned(name, fold, backbone=[backbone], data=[train]))
-    stages.append(reward_model("reward_model", method.reward_model, backbone))
-    score: ScoreStage = method.score.model_copy(update={"on_weak": method.reward_model.on_weak})
-    scored_by = [Source.stage(name, "model") for name in folds]
-    stages.append(planned("score", score, reward_models=scored_by, data=[train]))
-    scores = Source.stage("score", "scores")
-    stages.append(planned("split", method.split, scores=[scores], data=[train]))
-    easy, difficult = Source.stage("split", "easy"), Source.stage("split", "difficult")
-    dpo, final = Source.stage("dpo", "model"), Source.stage("reward_model", "model")
-    stages.append(planned("dpo", method.dpo, policy=[sft], reference=[sft], data=[easy]))
-    ppo_inputs = {"policy": [dpo], "reference": [dpo], "reward_model": [final], "prompts": [difficult]}
-    # sft is read for the logged KL alone: how far both curriculum steps together have moved the policy.
-    stages.append(planned("ppo", method.ppo, **ppo_inputs, sft=[sft]))
-    if method.evaluate is not None:
-        judge = method.judge or method.reward_model.model_copy(update={"backbone": "model"})
-        stages.append(reward_model("judge", judge, model, spec.seed + 1))
-        stages.append(
-            _evaluate(method.evaluate, [sft, dpo, Source.stage("ppo", "model")], final, held_out, spec)
+    contexts: of models that no stage makes, in tokens; context_tokens: of every other. Raises InvalidSpec
+    naming the field where prompt and response cannot fit it together.
+    """
+    behind, known = lineages(stages), contexts or {}
+    resolved = []
+    for stage in stages:
+        context = min(
+            (known.get(m, context_tokens) for m in behind[stage.name].models), default=context_tokens
         )
-    return stages
-
-
-def _hold_out(spec: JobSpec, config: HoldOutStage, dataset: Source) -> PlannedStage:
-    inputs: dict[str, tuple[Source, ...]] = {"data": (dataset,)}
-    if spec.eval_dataset is not None:
-        inputs["eval"] = (Source.dataset(spec.eval_dataset),)
-    return PlannedStage("hold_out", config, inputs, spec.seed)
-
-
-def _evaluate(
-    config: EvaluateStage, models: list[Source], reward_model: Source, held_out: Source, spec: JobSpec
-) -> PlannedStage:
-    judge = Source.stage("judge", "model")
-    inputs = {
-        "models": tuple(models),
-        "reward_model": (reward_model,),
-        "judge": (judge,),
-        "data": (held_out,),
-    }
-    return PlannedStage("evaluate", config, inputs, spec.seed)
-
-
-def resolve(stages: Iterable[PlannedStage], context_tokens: int) -> list[PlannedStage]:
-    """The same plan with every open length set from the model's context, in tokens; raises ValueError."""
-    return [replace(stage, config=resolve_lengths(stage.config, context_tokens)) for stage in stages]
+        try:
+            resolved.append(replace(stage, config=resolve_lengths(stage.config, context)))
+        except LengthsExceedContext as error:
+            place = _length_place(spec, stage.name, error.field)
+            raise spec_error(f"{stage.name}: {error}", place) from error
+    return resolved
 
 
 def plan_keys(
@@ -191,10 +112,47 @@ def plan_keys(
     return keys
 
 
-def dependents(stages: Iterable[PlannedStage], name: str) -> set[str]:
-    """Names of all stages that depend on a stage, directly or not."""
-    found: set[str] = set()
+def plan_warnings(stages: Sequence[PlannedStage]) -> dict[str, list[str]]:
+    """What a person should know before a plan runs, by stage: what no stage can see from its own inputs."""
+    made = {Source.stage(stage.name, "model"): stage for stage in stages}
+    rewarded = {source for stage in stages if stage.kind == "ppo" for source in stage.inputs["reward_model"]}
+    rewarded_stages = [made[source] for source in rewarded if source in made]
+    found: dict[str, list[str]] = {}
     for stage in stages:
-        if stage.stages_before() & (found | {name}):
-            found.add(stage.name)
+        if isinstance(stage.config, ScoreStage) and stage.config.scheme != "in_sample":
+            scorers = [made[source] for source in stage.inputs["reward_models"] if source in made]
+            if any(made[s].kind == "sft" for r in scorers for s in r.inputs["backbone"] if s in made):
+                found[stage.name] = [SEEN_BY_SFT]
+        if stage.kind == "evaluate":
+            judge = stage.inputs["judge"][0]
+            twins = judge in made and any(_same_result(made[judge], other) for other in rewarded_stages)
+            if judge in rewarded or twins:
+                found[stage.name] = [TRAINED_AGAINST]
     return found
+
+
+def _same_result(one: PlannedStage, other: PlannedStage) -> bool:
+    return (
+        one.kind == other.kind
+        and (one.inputs, one.seed) == (other.inputs, other.seed)
+        and result_config(one.config) == result_config(other.config)
+    )
+
+
+def _input_place(spec: JobSpec, error: WrongInput) -> Place:
+    if spec.method is not None:
+        if error.source.kind == "model":
+            return ("model",)
+        return ("eval_dataset",) if error.role == "eval" else ("dataset",)
+    place, node = next((i, n) for i, n in enumerate(spec.stages or []) if n.name == error.stage)
+    listed = isinstance(node.inputs[error.role], list)
+    return ("stages", place, "inputs", error.role, *([error.place] if listed else []))
+
+
+def _length_place(spec: JobSpec, stage: str, field: str) -> Place:
+    """Folds and the default judge have no field of their own: they are trained as reward_model says."""
+    if spec.method is None:
+        return ("stages", next(i for i, node in enumerate(spec.stages or []) if node.name == stage), field)
+    fields = type(spec.method).model_fields
+    own = stage in fields and getattr(spec.method, stage) is not None
+    return ("method", stage if own else "reward_model" if "reward_model" in fields else "judge", field)

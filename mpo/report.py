@@ -4,7 +4,14 @@ from collections.abc import Mapping
 
 from mpo.job_spec import JobSpec
 
-METHOD = "Mixed Preference Optimization (arXiv 2403.19443)"
+METHODS = {
+    "mpo": "Mixed Preference Optimization (arXiv 2403.19443)",
+    "sft": "Supervised fine-tuning",
+    "reward_model": "Bradley-Terry reward model",
+    "dpo": "Direct Preference Optimization (arXiv 2305.18290)",
+    "ppo": "Proximal Policy Optimization (arXiv 1707.06347)",
+}
+EXPLICIT = "Explicit stages"
 FOLD = "reward_model_fold_"
 
 Summary = Mapping[str, object]
@@ -16,22 +23,49 @@ def build_report(
 ) -> dict[str, object]:
     """The report as JSON values: data, reward_model, gaps, split, stages and evaluation.
 
-    summaries: by stage name, of the stages that there are; a part whose stage is missing is None. dataset:
-    what validation found in the pairs' file.
+    summaries: by stage name, of the stages that there are; a part whose stage is missing is None. Of explicit
+    stages the first of its kind stands for a part, and `stages` holds all. dataset: what validation found in
+    the pairs' file.
     """
+    named = {name: name for name in summaries} if spec.method else _first_of_kind(spec)
+    trained = ("sft", "dpo", "ppo") if spec.method else tuple(summaries)
+
+    def part(kind: str) -> Summary | None:
+        return summaries.get(named.get(kind, ""))
+
     return {
         "object": "report",
         "name": spec.name,
-        "method": METHOD,
+        "method": METHODS[spec.method.type] if spec.method else EXPLICIT,
         "spec": spec.model_dump(mode="json"),
-        "data": {"dataset": dataset, "hold_out": summaries.get("hold_out")},
+        "data": {"dataset": dataset, "hold_out": part("hold_out")},
         "reward_model": {
-            "final": summaries.get("reward_model"),
-            "folds": {name: summary for name, summary in summaries.items() if name.startswith(FOLD)},
-            "judge": summaries.get("judge"),
+            "final": part("reward_model"),
+            "folds": {name: summaries[name] for name in _folds(spec, summaries)},
+            "judge": part("judge"),
         },
-        "gaps": summaries.get("score"),
-        "split": summaries.get("split"),
-        "stages": {name: summaries[name] for name in ("sft", "dpo", "ppo") if name in summaries},
-        "evaluation": summaries.get("evaluate"),
+        "gaps": part("score"),
+        "split": part("split"),
+        "stages": {name: summaries[name] for name in trained if name in summaries},
+        "evaluation": part("evaluate"),
     }
+
+
+def _first_of_kind(spec: JobSpec) -> dict[str, str]:
+    """Stage names by what they are in the report: the judge is whom the evaluation reads as such."""
+    found: dict[str, str] = {}
+    nodes = spec.stages or []
+    judges = [node.inputs["judge"] for node in nodes if node.kind == "evaluate" and "judge" in node.inputs]
+    folds = _folds(spec, {node.name: {} for node in nodes})
+    for node in nodes:
+        word = "judge" if node.name in judges or f"{node.name}.model" in judges else node.kind
+        if node.name not in folds:
+            found.setdefault(word, node.name)
+    return found
+
+
+def _folds(spec: JobSpec, summaries: Mapping[str, Summary]) -> list[str]:
+    if spec.method is not None:
+        return [name for name in summaries if name.startswith(FOLD)]
+    nodes = [node for node in spec.stages or [] if node.kind == "reward_model" and node.fold is not None]
+    return [node.name for node in nodes if node.name in summaries]

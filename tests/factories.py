@@ -10,7 +10,7 @@ from core import queue
 from core.api_keys import digest, new_secret, visible_prefix
 from core.database import Transaction, open_transaction
 from core.ids import new_id
-from core.tables import ApiKey, Artifact, Dataset, Job, Run, StageRow
+from core.tables import ApiKey, Artifact, Dataset, Job, JobInput, Run, StageRow
 from core.work_items import NewArtifact
 
 
@@ -102,7 +102,7 @@ def new_artifact(output: str, location: str, size: int = 0, sha256: str = "0" * 
 
 
 def make_job(tx: Transaction, dataset_id: str, *, owner: str = "admin", **values: Any) -> Job:
-    """A job without stages."""
+    """A job without stages that reads its dataset and its model."""
     job = Job(
         **{
             "id": new_id("job"),
@@ -118,6 +118,9 @@ def make_job(tx: Transaction, dataset_id: str, *, owner: str = "admin", **values
         }
     )
     tx.session.add(job)
+    tx.session.flush()
+    for kind, name in (("dataset", job.dataset_id), ("model", job.model)):
+        tx.session.add(JobInput(job_id=job.id, kind=kind, name=name))
     tx.session.flush()
     return job
 
@@ -162,6 +165,7 @@ def make_trained_model(
             inputs={},
             seed=0,
             key=artifact.key,
+            base=job.model,
             status="succeeded",
             run_id=run.id,
             artifacts={"model": artifact.id},

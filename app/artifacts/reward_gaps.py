@@ -32,7 +32,7 @@ def read_reward_gaps(scored: ScoredJob, query: GapQuery) -> RewardGaps:
     )
     return RewardGaps(
         job=scored.job.id,
-        reward_model=f"{scored.job.id}:reward_model",
+        reward_model=scored.reward_model,
         part=query.part,
         **histogram.to_json(),
         threshold=preview.threshold,

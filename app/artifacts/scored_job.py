@@ -1,6 +1,7 @@
 """The scores of a job, found in the store and opened: what histogram, previews and pairs are read from."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,12 +15,18 @@ from core.errors import Conflict
 from core.settings import settings
 from core.states import StageState
 from core.storage import storage
-from core.tables import Artifact, Job, StageRow
+from core.tables import Artifact, Dataset, Job, StageRow
 from mpo.config import SplitStage
 from mpo.parts import TARGETS
 
 if TYPE_CHECKING:
     from mpo.gap_index import GapIndex, Scores
+
+
+class NeverScored(Conflict):
+    """The job has no stage of kind score: no pair of it is ever given a reward gap."""
+
+    code, title = "no_scores", "The job scores no pairs"
 
 
 class NotScoredYet(Conflict):
@@ -31,12 +38,15 @@ class NotScoredYet(Conflict):
 
 @dataclass(frozen=True)
 class ScoredJob:
-    """A job whose pairs have rewards. split: its configuration, whether it has run (`parts`) or not yet.
+    """A job whose pairs have rewards. split: its configuration, whether it has run (`parts`) or not yet; with
+    every default where the job has none.
 
-    scores, data: local files. parts: files by output name of the split, once it has run.
+    reward_model: name of what PPO maximizes, else of what scored first. scores, data: local files. parts:
+    files by output name of the split, once it has run.
     """
 
     job: Job
+    reward_model: str
     scored_by: str
     split: SplitStage
     scores: Path
@@ -55,28 +65,59 @@ class ScoredJob:
 
 
 def find_scored_job(session: Session, owner: str, job_id: str) -> ScoredJob:
-    """The caller's job with its scores; raises NotFound, NotScoredYet."""
+    """The caller's job with its scores: those of its first split, or of its first score where it splits none.
+
+    Stages are found by their kind, as their names are free. Raises NotFound, NeverScored, NotScoredYet.
+    """
     job = find_job(session, owner, job_id)
-    stages = {s.name: s for s in session.scalars(select(StageRow).where(StageRow.job_id == job.id))}
-    score = next((s for s in stages.values() if s.kind == "score"), None)
-    split = next((s for s in stages.values() if s.kind == "split"), None)
-    if score is None or split is None or score.status != StageState.SUCCEEDED:
+    rows = select(StageRow).where(StageRow.job_id == job.id).order_by(StageRow.position)
+    stages = {stage.name: stage for stage in session.scalars(rows)}
+    split = _first(stages, "split")
+    score = _scored_for(split, stages) if split is not None else _first(stages, "score")
+    if score is None:
+        raise NeverScored()
+    if score.status != StageState.SUCCEEDED:
         raise NotScoredYet()
-    source = split.inputs["data"][0]
-    wanted = {"scores": score.artifacts["scores"], "data": stages[source["name"]].artifacts[source["output"]]}
-    if split.status == StageState.SUCCEEDED:
-        wanted |= {output: split.artifacts[output] for output in (*TARGETS, "split", "gaps")}
-    rows = session.scalars(select(Artifact).where(Artifact.id.in_(wanted.values())))
-    artifacts = {artifact.id: artifact for artifact in rows}
-    files = {name: _local(artifacts[artifact_id]) for name, artifact_id in wanted.items()}
+    files = {"scores": _output(session, score, "scores"), "data": _data(session, split or score, stages)}
+    if split is not None and split.status == StageState.SUCCEEDED:
+        files |= {output: _output(session, split, output) for output in (*TARGETS, "split", "gaps")}
     return ScoredJob(
         job=job,
+        reward_model=_reward_model(job, score, stages),
         scored_by=str((score.summary or {}).get("scored_by") or score.config["scheme"]),
-        split=SplitStage.model_validate(split.config),
+        split=SplitStage.model_validate(split.config if split is not None else {}),
         scores=files.pop("scores"),
         data=files.pop("data"),
         parts=files or None,
     )
+
+
+def _first(stages: Mapping[str, StageRow], kind: str) -> StageRow | None:
+    return next((stage for stage in stages.values() if stage.kind == kind), None)
+
+
+def _scored_for(split: StageRow, stages: Mapping[str, StageRow]) -> StageRow:
+    return stages[split.inputs["scores"][0]["name"]]
+
+
+def _data(session: Session, stage: StageRow, stages: Mapping[str, StageRow]) -> Path:
+    """The file of the rows that a stage reads: another stage's output, or a dataset's."""
+    source = stage.inputs["data"][0]
+    if source["kind"] == "stage":
+        return _output(session, stages[source["name"]], source["output"])
+    dataset = session.get_one(Dataset, source["name"])
+    return _local(dataset.rows_location or "", dataset.id)
+
+
+def _output(session: Session, stage: StageRow, output: str) -> Path:
+    artifact = session.get_one(Artifact, stage.artifacts[output])
+    return _local(artifact.location, artifact.id)
+
+
+def _reward_model(job: Job, score: StageRow, stages: Mapping[str, StageRow]) -> str:
+    ppo = _first(stages, "ppo")
+    source = ppo.inputs["reward_model"][0] if ppo is not None else score.inputs["reward_models"][0]
+    return f"{job.id}:{source['name']}" if source["kind"] == "stage" else source["name"]
 
 
 @lru_cache(maxsize=4)
@@ -94,14 +135,15 @@ def _indexed(path: Path) -> "GapIndex":
     return index_scores(_scores(path))
 
 
-def _local(artifact: Artifact) -> Path:
-    local = storage().local_path(artifact.location)
+def _local(location: str, id_: str) -> Path:
+    """The file on this machine; fetched once where the store is elsewhere. id_: of what never changes."""
+    local = storage().local_path(location)
     if local is not None:
         return local
-    kept = (settings().scratch or Path(tempfile.gettempdir())) / "mpo-artifacts" / artifact.id
+    kept = (settings().scratch or Path(tempfile.gettempdir())) / "mpo-artifacts" / id_
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             # Renamed only when whole: another request may fetch the same artifact meanwhile.
-            storage().fetch(artifact.location, Path(folder) / "file").rename(kept)
+            storage().fetch(location, Path(folder) / "file").rename(kept)
     return kept

@@ -1,6 +1,6 @@
 """Use cases of datasets."""
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import func
 
@@ -11,7 +11,7 @@ from core.errors import Conflict, NotFound
 from core.ids import new_id
 from core.states import FINISHED_JOB, DatasetState
 from core.storage import StoredFile
-from core.tables import Artifact, Dataset, Job
+from core.tables import Artifact, Dataset, Job, JobInput
 from core.work_items import NewRun
 
 
@@ -101,8 +101,10 @@ def delete_dataset(tx: Transaction, owner: str, dataset_id: str) -> str | None:
     locked before.
     """
     dataset = get_dataset(tx.session, owner, dataset_id, for_update=True)
-    uses = or_(Job.dataset_id == dataset_id, Job.eval_dataset_id == dataset_id)
-    job_id = tx.session.scalar(select(Job.id).where(uses, Job.status.not_in(FINISHED_JOB)).limit(1))
+    reads_it = JobInput.kind == "dataset", JobInput.name == dataset_id
+    job_id = tx.session.scalar(
+        select(Job.id).join(JobInput).where(*reads_it, Job.status.not_in(FINISHED_JOB)).limit(1)
+    )
     if job_id is not None:
         raise DatasetInUse(f"Job {job_id} uses this dataset and has not finished", job=job_id)
     if dataset.run_id is not None:

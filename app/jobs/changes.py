@@ -4,18 +4,19 @@ Each returns the ids of the runs that were live before. Other jobs may wait on t
 the commit, each in a transaction of its own, as two jobs are never locked together.
 """
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import delete, select
 
 from app.jobs.leaves import leaf_keys
-from app.jobs.planning import planned_stages
+from app.jobs.planning import EXPLICIT, planned_stages
 from app.jobs.schemas import ResumeJob
 from core.advance import advance_job, cancel_job, lock_job, pause_job, reset_stage, resume_job, stages_of
 from core.database import Transaction
-from core.errors import Conflict, NotFound
+from core.errors import Conflict, NotFound, Unprocessable
 from core.states import FINISHED_JOB, LIVE, JobState
-from core.tables import ArtifactReference, Job, Run, StageRow
+from core.tables import ArtifactReference, Job, JobInput, Run, StageRow
 from mpo.config import SplitStage
 from mpo.plan import dependents, plan_keys
 
@@ -72,14 +73,16 @@ def pause(tx: Transaction, owner: str, job_id: str) -> tuple[Job, list[str]]:
 
 
 def resume(tx: Transaction, owner: str, job_id: str, body: ResumeJob) -> tuple[Job, list[str]]:
-    """Go on, perhaps with another split. Raises NotPaused, NotFound, Conflict where there is no split."""
+    """Go on, perhaps with other splits. Raises NotPaused, NotFound, Unprocessable for what is no split."""
     job = hold_job(tx, owner, job_id)
     if job.status != JobState.PAUSED:
         raise NotPaused(f"The job is {job.status}; only a paused one can be resumed")
     runs = _live_runs(tx, job)
     stages = stages_of(tx, job)
-    if body.split is not None:
-        _replace_split(tx, job, stages, body.split)
+    splits = body.splits()
+    _check_splits(stages, splits)
+    if splits:
+        _replace_splits(tx, job, stages, splits)
     resume_job(tx, job, stages)
     tx.session.flush()
     advance_job(tx, job.id)
@@ -91,8 +94,8 @@ def delete_job(tx: Transaction, owner: str, job_id: str) -> None:
     job = hold_job(tx, owner, job_id)
     if job.status not in FINISHED_JOB:
         raise NotFinished(f"The job is {job.status}: cancel it, or wait until it has ended")
-    uses_it = Job.owner == owner, Job.model.startswith(f"{job_id}:"), Job.status.not_in(FINISHED_JOB)
-    user = tx.session.scalar(select(Job.id).where(*uses_it).limit(1))
+    uses_it = JobInput.name.startswith(f"{job_id}:", autoescape=True), Job.status.not_in(FINISHED_JOB)
+    user = tx.session.scalar(select(Job.id).join(JobInput).where(Job.owner == owner, *uses_it).limit(1))
     if user is not None:
         raise InUse(f"{user} uses a model of this job: cancel it, or wait until it has ended", job=user)
     job.deleted_at = datetime.now(UTC)
@@ -108,23 +111,40 @@ def hold_job(tx: Transaction, owner: str, job_id: str) -> Job:
     return job
 
 
-def _replace_split(tx: Transaction, job: Job, stages: list[StageRow], split: SplitStage) -> None:
-    """Give the split another configuration, and it and all that depends on it new keys and a new start."""
-    row = next((stage for stage in stages if stage.name == SPLIT), None)
-    if row is None:
-        raise Conflict("This job has no split")
-    # Lists and objects in JSON columns are replaced, not changed in place: only that is noticed.
-    row.config = split.model_dump(mode="json")
-    job.method = {**job.method, SPLIT: row.config}
-    job.spec = {**job.spec, "method": {**job.spec["method"], SPLIT: row.config}}
+def _check_splits(stages: Sequence[StageRow], splits: Mapping[str, SplitStage]) -> None:
+    known = [stage.name for stage in stages if stage.kind == SPLIT]
+    accepted = f"accepted are {', '.join(known)}" if known else "this job has no split"
+    for name in splits:
+        if name not in known:
+            raise Unprocessable(f"Should be the name of a split; {accepted}", loc=("body", name))
+
+
+def _replace_splits(
+    tx: Transaction, job: Job, stages: Sequence[StageRow], splits: Mapping[str, SplitStage]
+) -> None:
+    """Give splits another configuration, and them and all that depends on them new keys and a new start."""
+    for stage in stages:
+        if stage.name in splits:
+            stage.config = splits[stage.name].model_dump(mode="json")
+            _write_into_spec(job, stage)
     plan = planned_stages(stages)
-    changed = dependents(plan, SPLIT) | {SPLIT}
+    changed = set(splits).union(*(dependents(plan, name) for name in splits))
     standing = {stage.name: stage.key for stage in stages if stage.name not in changed}
     keys = plan_keys(plan, leaf_keys(tx.session, job), standing)
     for stage in stages:
         if stage.name in changed:
             reset_stage(tx, job, stage)
             stage.key = keys[stage.name]
+
+
+def _write_into_spec(job: Job, stage: StageRow) -> None:
+    # Lists and objects in JSON columns are replaced, not changed in place: only that is noticed.
+    if job.method_type == EXPLICIT:
+        nodes = [n | stage.config if n["name"] == stage.name else n for n in job.spec["stages"]]
+        job.spec = {**job.spec, "stages": nodes}
+    else:
+        job.method = {**job.method, stage.name: stage.config}
+        job.spec = {**job.spec, "method": {**job.spec["method"], stage.name: stage.config}}
 
 
 def _live_runs(tx: Transaction, job: Job) -> list[str]:

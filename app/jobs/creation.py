@@ -6,8 +6,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app.jobs.leaves import Leaves, find_leaves
-from app.jobs.planning import plan_spec, resolved_method, stage_row
+from app.jobs.planning import EXPLICIT, Plan, plan_spec, resolved_method, rows_of_plan, written_inputs
 from app.jobs.schemas import CreateJob, DryRunView, PlannedStageView
 from core.advance import advance_job
 from core.database import Transaction
@@ -16,11 +15,14 @@ from core.events import write_event
 from core.ids import new_id
 from core.settings import settings
 from core.states import FINISHED_JOB
-from core.tables import Artifact, ArtifactReference, Job
-from mpo.plan import PlannedStage, plan_keys
+from core.tables import Artifact, ArtifactReference, Job, JobInput
+from mpo.plan import plan_warnings
 
 JOB_ITSELF = ""
-"""Stage name of a reference that the whole job holds: to the trained model that it starts from."""
+"""Stage name of a reference that the whole job holds: to the trained models that it reads."""
+
+
+LEAF_KINDS = ("model", "dataset")
 
 
 class TooManyOpenJobs(ServiceError):
@@ -34,16 +36,18 @@ class TooManyOpenJobs(ServiceError):
 def create_job(tx: Transaction, owner: str, spec: CreateJob) -> Job:
     """Insert a job with its stages and start what is ready; raises what refuses it."""
     _leave_room(tx, owner)
-    leaves = find_leaves(tx, owner, spec)
-    stages = plan_spec(spec, leaves.base.context_tokens)
-    keys = plan_keys(stages, leaves.keys)
-    job = _job_row(owner, spec, stages)
+    plan = plan_spec(tx, owner, spec)
+    job = _job_row(owner, spec, plan)
     tx.session.add(job)
     tx.session.flush()
-    tx.session.add_all(stage_row(job.id, i, stage, keys[stage.name]) for i, stage in enumerate(stages))
+    tx.session.add_all(rows_of_plan(job.id, plan.stages, plan.keys))
+    tx.session.add_all(JobInput(job_id=job.id, kind=s.kind, name=s.name) for s in plan.leaves.keys)
     tx.session.flush()
-    _refer_to_model(tx, job, leaves)
+    _refer_to_models(tx, job, plan)
     write_event(tx, job, "job.created", "The job has been created")
+    for stage, warnings in plan_warnings(plan.stages).items():
+        for warning in warnings:
+            write_event(tx, job, "stage.warning", warning, stage=stage)
     # advance_job reads the job's row anew: what is pending must be in it by then.
     tx.session.flush()
     advance_job(tx, job.id)
@@ -52,22 +56,23 @@ def create_job(tx: Transaction, owner: str, spec: CreateJob) -> Job:
 
 def plan_job(tx: Transaction, owner: str, spec: CreateJob) -> DryRunView:
     """What `create_job` would do, without doing it; what is cached is a forecast."""
-    leaves = find_leaves(tx, owner, spec)
-    stages = plan_spec(spec, leaves.base.context_tokens)
-    keys = plan_keys(stages, leaves.keys)
-    cached = _cached_keys(tx.session, owner, keys)
+    plan = plan_spec(tx, owner, spec)
+    cached, warnings = _cached_keys(tx.session, owner, plan.keys), plan_warnings(plan.stages)
     views = [
         PlannedStageView(
             name=stage.name,
             kind=stage.kind,
             config=stage.config.model_dump(mode="json"),
-            key=keys[stage.name],
-            cached=keys[stage.name] in cached,
+            inputs=written_inputs(stage.kind, stage.inputs),
+            seed=stage.seed,
+            key=plan.keys[stage.name],
+            cached=plan.keys[stage.name] in cached,
+            problems=warnings.get(stage.name, []),
         )
-        for stage in stages
+        for stage in plan.stages
     ]
     given = spec.model_dump(include=set(DryRunView.model_fields) - {"method", "stages"})
-    return DryRunView(**given, method=resolved_method(spec, stages), stages=views)
+    return DryRunView(**given, method=resolved_method(spec, plan.stages), stages=views)
 
 
 def _leave_room(tx: Transaction, owner: str) -> None:
@@ -77,16 +82,17 @@ def _leave_room(tx: Transaction, owner: str) -> None:
         raise TooManyOpenJobs(open_jobs=open_jobs, limit=settings().max_open_jobs)
 
 
-def _job_row(owner: str, spec: CreateJob, stages: list[PlannedStage]) -> Job:
+def _job_row(owner: str, spec: CreateJob, plan: Plan) -> Job:
+    first = {kind: next((s.name for s in plan.leaves.keys if s.kind == kind), None) for kind in LEAF_KINDS}
     return Job(
         id=new_id("job"),
         owner=owner,
         name=spec.name,
-        method_type=spec.method.type,
-        method=resolved_method(spec, stages),
+        method_type=spec.method.type if spec.method else EXPLICIT,
+        method=resolved_method(spec, plan.stages),
         spec=spec.model_dump(mode="json"),
-        model=spec.model,
-        dataset_id=spec.dataset,
+        model=spec.model or first["model"],
+        dataset_id=spec.dataset or first["dataset"],
         eval_dataset_id=spec.eval_dataset,
         seed=spec.seed,
         priority=spec.priority,
@@ -96,10 +102,11 @@ def _job_row(owner: str, spec: CreateJob, stages: list[PlannedStage]) -> Job:
     )
 
 
-def _refer_to_model(tx: Transaction, job: Job, leaves: Leaves) -> None:
-    if leaves.artifact is not None:
-        row = {"artifact_id": leaves.artifact.id, "job_id": job.id, "stage_name": JOB_ITSELF}
-        tx.session.execute(upsert(ArtifactReference).values(row))
+def _refer_to_models(tx: Transaction, job: Job, plan: Plan) -> None:
+    artifacts = {artifact.id for artifact in plan.leaves.artifacts}
+    rows = [{"artifact_id": i, "job_id": job.id, "stage_name": JOB_ITSELF} for i in sorted(artifacts)]
+    if rows:
+        tx.session.execute(upsert(ArtifactReference).values(rows))
 
 
 def _cached_keys(session: Session, owner: str, keys: Mapping[str, str]) -> set[str]:

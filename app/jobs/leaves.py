@@ -1,22 +1,28 @@
-"""What a spec names: datasets and a model, looked up and held until the job refers to them."""
+"""What a spec names: datasets and models, looked up and held until the job refers to them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.jobs.schemas import CreateJob
 from core.database import Transaction
 from core.errors import Conflict, Unprocessable
 from core.states import DatasetState
 from core.storage import storage
-from core.tables import Artifact, BaseModelRow, Dataset, Job, StageRow
+from core.tables import Artifact, BaseModelRow, Dataset, Job, JobInput, StageRow
 from mpo.keys import InputKey, dataset_key
-from mpo.plan import Source
+from mpo.plan import PlannedStage, Source
+from mpo.roles import MADE, Thing
+from mpo.stage_graph import lineages
 
-POLICY_KINDS = frozenset({"sft", "dpo", "ppo"})
-PREFERENCE = "preference"
+Loc = tuple[str | int, ...]
+
+ROWS: Mapping[str, Thing] = {"preference": "pairs", "prompts": "prompts", "text": "texts"}
+"""What a dataset's rows are, by its kind."""
+
+ACCEPTED = "give the name of a base model or job_…:stage of a trained one, as /v1/models lists them"
 
 
 class NoContent(Conflict):
@@ -31,47 +37,76 @@ class NoChatTemplateHere(Unprocessable):
     code, title = "no_chat_template", "The model has no chat template"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Leaves:
-    """The inputs of a plan that no stage makes. artifact: the trained model's, to be referred to."""
+    """The inputs of a plan that no stage makes: their keys, and what they are.
 
-    keys: dict[Source, InputKey]
-    base: BaseModelRow
-    artifact: Artifact | None
+    models: the base model that each descends from, whose context and chat template it has. artifacts: the
+    trained ones', to be referred to.
+    """
+
+    keys: dict[Source, InputKey] = field(default_factory=dict)
+    things: dict[Source, Thing] = field(default_factory=dict)
+    datasets: dict[Source, Dataset] = field(default_factory=dict)
+    models: dict[Source, BaseModelRow] = field(default_factory=dict)
+    artifacts: list[Artifact] = field(default_factory=list)
+
+    def contexts(self) -> dict[Source, int]:
+        """Context of each model, in tokens."""
+        return {source: base.context_tokens for source, base in self.models.items()}
 
 
-def find_leaves(tx: Transaction, owner: str, spec: CreateJob) -> Leaves:
-    """Look up all that a spec names; raises Unprocessable naming the field, or NoContent."""
-    keys: dict[Source, InputKey] = {}
-    datasets = [_dataset(tx, owner, spec.dataset, "dataset")]
-    if spec.eval_dataset is not None:
-        datasets.append(_dataset(tx, owner, spec.eval_dataset, "eval_dataset"))
-    for dataset in datasets:
-        keys[Source.dataset(dataset.id)] = dataset_leaf(dataset)
-    if ":" in spec.model:
-        stage, artifact = _trained_policy(tx, owner, spec.model)
-        keys[Source.model(spec.model)] = (stage.key, "model")
-        base = _base_of(tx, owner, spec.model)
-    else:
-        artifact, base = None, _base_policy(tx, spec.model)
-        keys[Source.model(spec.model)] = (base.sha256, "model")
-    for dataset in datasets:
-        if holds_messages(dataset) and not base.has_chat_template:
-            raise NoChatTemplateHere(loc=("body", "model"))
-    return Leaves(keys, base, artifact)
+def find_leaves(tx: Transaction, owner: str, named: Mapping[Source, Loc]) -> Leaves:
+    """Look up all that a spec names; raises Unprocessable naming the field. named: where each is named."""
+    leaves = Leaves()
+    for source, loc in named.items():
+        if source.kind == "dataset":
+            dataset = _dataset(tx, owner, source.name, loc)
+            leaves.keys[source] = dataset_leaf(dataset)
+            leaves.things[source], leaves.datasets[source] = ROWS[dataset.kind], dataset
+        elif ":" in source.name:
+            stage, artifact = _trained_model(tx, owner, source.name, loc)
+            leaves.keys[source] = (stage.key, "model")
+            leaves.things[source] = MADE[stage.kind]["model"]
+            leaves.models[source] = _base_of(tx.session, stage)
+            leaves.artifacts.append(artifact)
+        else:
+            base = _base_model(tx, source.name, loc)
+            leaves.keys[source] = (base.sha256, "model")
+            leaves.things[source] = "reward_model" if base.kind == "reward_model" else "policy"
+            leaves.models[source] = base
+    return leaves
+
+
+def refuse_unusable(leaves: Leaves, stages: Sequence[PlannedStage], locs: Mapping[str, Loc]) -> None:
+    """Raises NoContent, or NoChatTemplateHere where a stage would render messages by a model that has none.
+
+    locs: by stage, the field that names its model.
+    """
+    for dataset in leaves.datasets.values():
+        if dataset.status == DatasetState.AWAITING_CONTENT:
+            raise NoContent(f"{dataset.id} awaits its content: PUT /v1/datasets/{dataset.id}/content first")
+    with_messages = {source for source, dataset in leaves.datasets.items() if holds_messages(dataset)}
+    without_template = {source for source, base in leaves.models.items() if not base.has_chat_template}
+    for name, lineage in lineages(stages).items():
+        if lineage.datasets & with_messages and lineage.models & without_template:
+            raise NoChatTemplateHere(loc=locs[name])
 
 
 def leaf_keys(session: Session, job: Job) -> dict[Source, InputKey]:
-    """The leaves of a job that exists: its datasets and its model cannot have gone meanwhile."""
-    ids = [i for i in (job.dataset_id, job.eval_dataset_id) if i is not None]
-    datasets = session.scalars(select(Dataset).where(Dataset.id.in_(ids)))
-    keys = {Source.dataset(dataset.id): dataset_leaf(dataset) for dataset in datasets}
-    if ":" in job.model:
-        job_id, _, stage_name = job.model.partition(":")
-        digest = session.get_one(StageRow, (job_id, stage_name)).key
-    else:
-        digest = session.get_one(BaseModelRow, job.model).sha256
-    return keys | {Source.model(job.model): (digest, "model")}
+    """The leaves of a job that exists: its datasets and models cannot have gone meanwhile."""
+    keys: dict[Source, InputKey] = {}
+    for leaf in session.scalars(select(JobInput).where(JobInput.job_id == job.id)):
+        if leaf.kind == "dataset":
+            keys[Source.dataset(leaf.name)] = dataset_leaf(session.get_one(Dataset, leaf.name))
+        elif ":" in leaf.name:
+            job_id, _, stage_name = leaf.name.partition(":")
+            stage = session.get_one(StageRow, (job_id, stage_name))
+            keys[Source.model(leaf.name)] = (stage.key, "model")
+        else:
+            base = session.get_one(BaseModelRow, leaf.name)
+            keys[Source.model(leaf.name)] = (base.sha256, "model")
+    return keys
 
 
 def dataset_leaf(dataset: Dataset) -> InputKey:
@@ -81,7 +116,7 @@ def dataset_leaf(dataset: Dataset) -> InputKey:
 
 def holds_messages(dataset: Dataset) -> bool:
     """Whether a row of the dataset holds message lists; False while its rows are not there."""
-    if dataset.status != DatasetState.READY or dataset.rows_location is None:
+    if dataset.kind == "text" or dataset.status != DatasetState.READY or dataset.rows_location is None:
         return False
     return _has_messages(dataset.rows_location)
 
@@ -99,39 +134,30 @@ def _has_messages(location: str) -> bool:
     return any(bounds is not None and bounds.min == "messages" for bounds in groups)
 
 
-def _dataset(tx: Transaction, owner: str, dataset_id: str, field: str) -> Dataset:
-    # Held until the job's row refers to it, so that it is not deleted in between.
+def _dataset(tx: Transaction, owner: str, dataset_id: str, loc: Loc) -> Dataset:
+    # Held until the job's rows refer to it, so that it is not deleted in between.
     dataset = tx.session.scalar(
         select(Dataset)
         .where(Dataset.id == dataset_id, Dataset.owner == owner, Dataset.deleted_at.is_(None))
         .with_for_update(read=True, key_share=True)
     )
     if dataset is None:
-        raise Unprocessable(f"{field} names no dataset of yours: give the id of one", loc=("body", field))
-    if dataset.kind != PREFERENCE:
-        raise Unprocessable(
-            f"{field} is a dataset of {dataset.kind}: this method takes one of kind {PREFERENCE}",
-            loc=("body", field),
-        )
-    if dataset.status == DatasetState.AWAITING_CONTENT:
-        raise NoContent(f"{dataset.id} awaits its content: PUT /v1/datasets/{dataset.id}/content first")
+        raise Unprocessable(f"{_field(loc)} names no dataset of yours: give the id of one", loc=loc)
     return dataset
 
 
-def _base_policy(tx: Transaction, name: str) -> BaseModelRow:
+def _base_model(tx: Transaction, name: str, loc: Loc) -> BaseModelRow:
     base = tx.session.scalar(
         select(BaseModelRow)
         .where(BaseModelRow.name == name, BaseModelRow.deleted_at.is_(None))
         .with_for_update(read=True, key_share=True)
     )
     if base is None:
-        raise _no_model("There is no such base model")
-    if base.kind != "policy":
-        raise _no_model("That is a reward model")
+        raise Unprocessable(f"{_field(loc)} names no base model: {ACCEPTED}", loc=loc)
     return base
 
 
-def _trained_policy(tx: Transaction, owner: str, name: str) -> tuple[StageRow, Artifact]:
+def _trained_model(tx: Transaction, owner: str, name: str, loc: Loc) -> tuple[StageRow, Artifact]:
     job_id, _, stage_name = name.partition(":")
     job = tx.session.scalar(
         select(Job)
@@ -140,27 +166,28 @@ def _trained_policy(tx: Transaction, owner: str, name: str) -> tuple[StageRow, A
     )
     stage = tx.session.get(StageRow, (job_id, stage_name)) if job else None
     if stage is None:
-        raise _no_model("There is no such trained model")
-    if stage.kind not in POLICY_KINDS:
-        raise _no_model(f"{stage.kind} makes no policy")
+        raise Unprocessable(f"{_field(loc)} names no trained model: {ACCEPTED}", loc=loc)
+    if "model" not in MADE.get(stage.kind, {}):
+        raise Unprocessable(f"A stage of kind {stage.kind} makes no model: {ACCEPTED}", loc=loc)
     artifact = tx.session.scalar(
         select(Artifact)
         .where(Artifact.id == stage.artifacts.get("model"), Artifact.deleted_at.is_(None))
         .with_for_update(read=True, key_share=True)
     )
     if artifact is None:
-        raise _no_model("That model is not trained yet")
+        raise Unprocessable(f"That model is not trained yet: {ACCEPTED}", loc=loc)
     return stage, artifact
 
 
-def _base_of(tx: Transaction, owner: str, name: str) -> BaseModelRow:
+def _base_of(session: Session, stage: StageRow) -> BaseModelRow:
     """The base model that a trained one descends from: its context and chat template are inherited."""
+    name = stage.base or ""
     while ":" in name:
-        job = tx.session.get_one(Job, name.partition(":")[0])
-        name = job.model
-    return tx.session.get_one(BaseModelRow, name)
+        job_id, _, stage_name = name.partition(":")
+        name = session.get_one(StageRow, (job_id, stage_name)).base or ""
+    return session.get_one(BaseModelRow, name)
 
 
-def _no_model(why: str) -> Unprocessable:
-    accepted = "give the name of a base policy or job_…:stage of a trained one, as /v1/models lists them"
-    return Unprocessable(f"{why}: {accepted}", loc=("body", "model"))
+def _field(loc: Loc) -> str:
+    """The field's own name: of an item of a list, the list's."""
+    return next(str(part) for part in reversed(loc) if isinstance(part, str))

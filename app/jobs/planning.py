@@ -1,23 +1,117 @@
 """From a spec to a plan, from a plan to rows, and back from rows to a plan."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from app.jobs.leaves import Leaves, Loc, find_leaves, refuse_unusable
 from app.jobs.schemas import CreateJob
+from core.database import Transaction
 from core.errors import Unprocessable
 from core.tables import StageRow
 from mpo.config import Stage
-from mpo.job_spec import MPOMethod
-from mpo.plan import PlannedStage, Source, expand, resolve
+from mpo.errors import InvalidSpec
+from mpo.explicit_stages import named_leaf
+from mpo.plan import PlannedStage, Source, check_plan, expand, plan_keys, ranks, resolve
+from mpo.roles import MADE, ROLES
+from mpo.stage_graph import lineages
+
+EXPLICIT = "stages"
+"""Type of a method that is written out as stages."""
 
 _STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 
 
-def plan_spec(spec: CreateJob, context_tokens: int) -> list[PlannedStage]:
-    """The stages of a spec with every length set; raises Unprocessable naming the field."""
-    stages = expand(spec, model=spec.model, dataset=spec.dataset)
+@dataclass(frozen=True)
+class Plan:
+    """What a spec comes to: its stages in order, with every length set, their keys, and their leaves."""
+
+    stages: list[PlannedStage]
+    keys: dict[str, str]
+    leaves: Leaves
+
+
+def plan_spec(tx: Transaction, owner: str, spec: CreateJob) -> Plan:
+    """The plan of a spec, its datasets and models held; raises what refuses it, naming the field."""
+    try:
+        stages = expand(spec, model=spec.model, dataset=spec.dataset, leaf=_service_leaf)
+        _check_names(spec, stages)
+        leaves = find_leaves(tx, owner, _named(spec, stages))
+        check_plan(spec, stages, leaves.things)
+        refuse_unusable(leaves, stages, {stage.name: _model_loc(spec, stage) for stage in stages})
+        contexts = leaves.contexts()
+        stages = resolve(spec, stages, min(contexts.values(), default=0), contexts)
+    except InvalidSpec as error:
+        raise Unprocessable(error.detail, loc=_in_body(error)) from error
+    return Plan(stages, plan_keys(stages, leaves.keys), leaves)
+
+
+def resolved_method(spec: CreateJob, stages: Iterable[PlannedStage]) -> dict[str, Any]:
+    """The method as it will run: every default and every length written out."""
+    if spec.method is None:
+        return {"type": EXPLICIT}
+    configs = {stage.name: stage.config.model_dump(mode="json") for stage in stages}
+    names = [name for name in type(spec.method).model_fields if name != "type"]
+    return {"type": spec.method.type, **{name: configs.get(name) for name in names}}
+
+
+def rows_of_plan(job_id: str, stages: Sequence[PlannedStage], keys: Mapping[str, str]) -> list[StageRow]:
+    """Planned stages as the database keeps them."""
+    rank, lineage = ranks(stages), lineages(stages)
+    return [
+        StageRow(
+            job_id=job_id,
+            name=stage.name,
+            position=position,
+            rank=rank[stage.name],
+            kind=stage.kind,
+            slot=stage.config.slot,
+            config=stage.config.model_dump(mode="json"),
+            inputs={role: [vars(source) for source in sources] for role, sources in stage.inputs.items()},
+            seed=stage.seed,
+            key=keys[stage.name],
+            base=_base(stage, lineage[stage.name].start),
+        )
+        for position, stage in enumerate(stages)
+    ]
+
+
+def planned_stages(rows: Iterable[StageRow]) -> list[PlannedStage]:
+    """The plan that the rows were made from, with the configuration that they hold now."""
+    return [
+        PlannedStage(row.name, _STAGE.validate_python(row.config), sources_of(row), row.seed) for row in rows
+    ]
+
+
+def sources_of(row: StageRow) -> dict[str, tuple[Source, ...]]:
+    """The inputs of a stage by role."""
+    return {
+        role: tuple(Source(**source) for source in sources)  # type: ignore[arg-type]
+        for role, sources in row.inputs.items()
+    }
+
+
+def written_inputs(kind: str, inputs: Mapping[str, Sequence[Source]]) -> dict[str, str | list[str]]:
+    """Inputs as an explicit stage writes them."""
+    return {
+        role: [str(source) for source in sources] if ROLES[kind][role].several else str(sources[0])
+        for role, sources in inputs.items()
+    }
+
+
+def _base(stage: PlannedStage, start: Source | None) -> str | None:
+    return start.name if start is not None and "model" in MADE.get(stage.kind, {}) else None
+
+
+def _service_leaf(name: str) -> Source | None:
+    return named_leaf(name) if _NAME.fullmatch(name) else None
+
+
+def _check_names(spec: CreateJob, stages: Sequence[PlannedStage]) -> None:
     names = [stage.name for stage in stages]
     for index, name in enumerate(spec.pause_after):
         if name not in names:
@@ -25,54 +119,43 @@ def plan_spec(spec: CreateJob, context_tokens: int) -> list[PlannedStage]:
                 f"pause_after names no stage of this job: its stages are {', '.join(names)}",
                 loc=("body", "pause_after", index),
             )
-    return [_resolved(spec, stage, context_tokens) for stage in stages]
+    if spec.method is None and spec.eval_dataset is not None:
+        read = {source.name for stage in stages for source in stage.sources()}
+        if spec.eval_dataset not in read:
+            raise Unprocessable(
+                "No stage reads eval_dataset: name it in the inputs of a stage", loc=("body", "eval_dataset")
+            )
 
 
-def resolved_method(spec: CreateJob, stages: Iterable[PlannedStage]) -> dict[str, Any]:
-    """The method as it will run: every default and every length written out."""
-    configs = {stage.name: stage.config.model_dump(mode="json") for stage in stages}
-    names = [name for name in type(spec.method).model_fields if name != "type"]
-    return {"type": spec.method.type, **{name: configs.get(name) for name in names}}
+def _named(spec: CreateJob, stages: Sequence[PlannedStage]) -> dict[Source, Loc]:
+    """Every dataset and model that the spec names, and the field that does so first."""
+    found: dict[Source, Loc] = {}
+    for field, kind in (
+        ("model", Source.model),
+        ("dataset", Source.dataset),
+        ("eval_dataset", Source.dataset),
+    ):
+        if (name := getattr(spec, field)) is not None:
+            found[kind(name)] = ("body", field)
+    by_name = {stage.name: stage for stage in stages}
+    for place, node in enumerate(spec.stages or []):
+        for role, sources in by_name[node.name].inputs.items():
+            listed = isinstance(node.inputs[role], list)
+            for item, source in enumerate(sources):
+                if source.kind != "stage":
+                    loc: Loc = ("body", "stages", place, "inputs", role, *([item] if listed else []))
+                    found.setdefault(source, loc)
+    return found
 
 
-def stage_row(job_id: str, position: int, stage: PlannedStage, key: str) -> StageRow:
-    """A planned stage as the database keeps it."""
-    return StageRow(
-        job_id=job_id,
-        name=stage.name,
-        position=position,
-        rank=stage.rank,
-        kind=stage.kind,
-        slot=stage.config.slot,
-        config=stage.config.model_dump(mode="json"),
-        inputs={role: [vars(source) for source in sources] for role, sources in stage.inputs.items()},
-        seed=stage.seed,
-        key=key,
-    )
+def _model_loc(spec: CreateJob, stage: PlannedStage) -> Loc:
+    if spec.method is not None:
+        return ("body", "model")
+    place = next(i for i, node in enumerate(spec.stages or []) if node.name == stage.name)
+    return ("body", "stages", place, "inputs")
 
 
-def planned_stages(rows: Iterable[StageRow]) -> list[PlannedStage]:
-    """The plan that the rows were made from, with the configuration that they hold now."""
-    return [
-        PlannedStage(row.name, _STAGE.validate_python(row.config), _sources(row.inputs), row.seed)
-        for row in rows
-    ]
-
-
-def _sources(inputs: Mapping[str, list[dict[str, str]]]) -> dict[str, tuple[Source, ...]]:
-    return {role: tuple(Source(**source) for source in sources) for role, sources in inputs.items()}  # type: ignore[arg-type]
-
-
-def _resolved(spec: CreateJob, stage: PlannedStage, context_tokens: int) -> PlannedStage:
-    try:
-        return resolve([stage], context_tokens)[0]
-    except ValueError as error:
-        loc = ("body", "method", _field_of(spec.method, stage.name), "max_prompt_tokens")
-        raise Unprocessable(f"{stage.name}: {error}", loc=loc) from error
-
-
-def _field_of(method: MPOMethod, stage_name: str) -> str:
-    """The field that configures a stage: folds and the default judge are trained as reward_model says."""
-    if stage_name in type(method).model_fields and getattr(method, stage_name) is not None:
-        return stage_name
-    return "reward_model"
+def _in_body(error: InvalidSpec) -> Loc:
+    loc = error.facts["loc"]
+    assert isinstance(loc, tuple)
+    return ("body", *loc)

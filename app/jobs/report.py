@@ -31,5 +31,6 @@ def read_report(session: Session, owner: str, job_id: str) -> Report:
         raise NotFinished(f"The job is {job.status}: a report is made of all that its stages leave")
     stages = session.scalars(select(StageRow).where(StageRow.job_id == job.id).order_by(StageRow.position))
     summaries = {stage.name: stage.summary for stage in stages if stage.summary is not None}
-    dataset = session.get_one(Dataset, job.dataset_id)
-    return Report.model_validate(build_report(summaries, JobSpec.model_validate(job.spec), dataset.report))
+    dataset = session.get(Dataset, job.dataset_id) if job.dataset_id is not None else None
+    rows = dataset.report if dataset is not None else None
+    return Report.model_validate(build_report(summaries, JobSpec.model_validate(job.spec), rows))

@@ -2,32 +2,49 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.wire import Seconds, Storable
 from core.states import JobState, StageState
 from mpo.config import SplitStage
 from mpo.job_spec import JobSpec
-from mpo.training_config import Strict
 
 
 class CreateJob(JobSpec):
-    """What a job is asked to do: a model, a dataset, and a method."""
+    """What a job is asked to do: a model, a dataset and a method; or stages, which name what they read."""
 
     name: Storable = Field("", max_length=200, description="For people; need not be unique.")
     labels: dict[Storable, Storable] = Field(
         {}, max_length=50, description="Free names and values to find jobs by."
     )
-    model: str = Field(min_length=1, max_length=200, description="A base model, or a trained job_…:stage.")
-    dataset: str = Field(min_length=1, max_length=200, description="Preference pairs: ds_…")
+    model: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="A base model, or a trained job_…:stage; a method needs one.",
+    )
+    dataset: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="ds_… of preference pairs (of texts too where the method is sft); a method needs one.",
+    )
 
 
-class ResumeJob(Strict):
-    """What to go on with."""
+class ResumeJob(BaseModel):
+    """What to go on with: the configuration of splits, by the name of the stage."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, SplitStage | None]
 
     split: SplitStage | None = Field(
         None, description="Replaces the split's configuration; the split and what depends on it run anew."
     )
+
+    def splits(self) -> dict[str, SplitStage]:
+        """Those that are given, by the name of their stage."""
+        given = {"split": self.split, **self.__pydantic_extra__}
+        return {name: split for name, split in given.items() if split is not None}
 
 
 class Progress(BaseModel):
@@ -79,6 +96,9 @@ class StageView(BaseModel):
     metrics: dict[str, Any]
     summary: dict[str, Any] | None
     artifacts: dict[str, str]
+    config: dict[str, Any]
+    inputs: dict[str, str | list[str]]
+    seed: int
     started_at: Seconds | None
     finished_at: Seconds | None
     error: StageError | None
@@ -91,8 +111,8 @@ class JobView(BaseModel):
     object: Literal["job"] = "job"
     name: str
     status: JobState
-    model: str
-    dataset: str
+    model: str | None
+    dataset: str | None
     eval_dataset: str | None
     method: dict[str, Any]
     pause_after: list[str]
@@ -117,6 +137,8 @@ class PlannedStageView(BaseModel):
     kind: str
     status: StageState = StageState.WAITING
     config: dict[str, Any]
+    inputs: dict[str, str | list[str]]
+    seed: int
     key: str
     cached: bool
     tokens: int | None = None
@@ -131,8 +153,8 @@ class DryRunView(BaseModel):
     object: Literal["job"] = "job"
     name: str
     status: JobState = JobState.QUEUED
-    model: str
-    dataset: str
+    model: str | None
+    dataset: str | None
     eval_dataset: str | None
     method: dict[str, Any]
     pause_after: list[str]

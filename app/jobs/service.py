@@ -9,7 +9,7 @@ from app.pagination import Page, PageQuery
 from app.streams import Snapshot, versions_of
 from core.errors import NotFound, Unprocessable
 from core.states import FINISHED_JOB, JobState
-from core.tables import Event, Job
+from core.tables import Event, Job, JobInput
 
 
 def find_job(session: Session, owner: str, job_id: str) -> Job:
@@ -43,7 +43,8 @@ def list_jobs(
     if method is not None:
         statement = statement.where(Job.method_type == method)
     if dataset is not None:
-        statement = statement.where((Job.dataset_id == dataset) | (Job.eval_dataset_id == dataset))
+        reads_it = JobInput.kind == "dataset", JobInput.name == dataset
+        statement = statement.where(Job.id.in_(select(JobInput.job_id).where(*reads_it)))
     for label in labels:
         statement = statement.where(Job.labels.contains(dict([_label(label)])))
     if page.after is not None:

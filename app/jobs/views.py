@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import and_, func, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
+from app.jobs.planning import sources_of, written_inputs
 from app.jobs.progress import job_progress, stage_progress
 from app.jobs.schemas import JobError, JobView, Pause, StageError, StageProgress, StageView
 from core.states import JobState, RunState, StageState
@@ -102,6 +103,9 @@ def _stage_view(stage: StageRow, run: Run | None, progress: StageProgress) -> St
         metrics=(run.metrics if run else None) or {},
         summary=stage.summary,
         artifacts=stage.artifacts,
+        config=stage.config,
+        inputs=written_inputs(stage.kind, sources_of(stage)),
+        seed=stage.seed,
         started_at=stage.started_at,
         finished_at=stage.finished_at,
         error=StageError.model_validate(stage.error) if stage.error else None,

@@ -25,7 +25,7 @@ def _models(owner: str) -> Subquery:
             func.coalesce(StageRow.finished_at, Job.created_at).label("created"),
             Job.owner.label("owned_by"),
             case((StageRow.kind == "reward_model", "reward_model"), else_="policy").label("kind"),
-            Job.model.label("base"),
+            StageRow.base.label("base"),
             Job.id.label("job"),
             StageRow.name.label("stage"),
         )

@@ -14,7 +14,7 @@ from core.database import Transaction
 from core.errors import Conflict, NotFound, Unprocessable
 from core.settings import settings
 from core.states import FINISHED_JOB
-from core.tables import Artifact, ArtifactReference, BaseModelRow, Comparison, Job, StageRow
+from core.tables import Artifact, ArtifactReference, BaseModelRow, Comparison, Job, JobInput, StageRow
 from core.work_lookup import locate_model
 
 
@@ -96,8 +96,9 @@ def delete_trained_model(tx: Transaction, owner: str, name: str) -> None:
 
 
 def _refuse_if_live(tx: Transaction, name: str) -> None:
+    reads_it = JobInput.kind == "model", JobInput.name == name
     job_id = tx.session.scalar(
-        select(Job.id).where(Job.model == name, Job.status.not_in(FINISHED_JOB)).limit(1)
+        select(Job.id).join(JobInput).where(*reads_it, Job.status.not_in(FINISHED_JOB)).limit(1)
     )
     compared = Comparison.models.contains([name])
     comparison_id = tx.session.scalar(

@@ -5,7 +5,7 @@ from core.tables.artifacts import Artifact, ArtifactReference
 from core.tables.base import Base
 from core.tables.comparisons import Comparison, ComparisonRow
 from core.tables.datasets import Dataset
-from core.tables.jobs import Event, Job, StageRow
+from core.tables.jobs import Event, Job, JobInput, StageRow
 from core.tables.models import BaseModelRow
 from core.tables.progress import Metric
 from core.tables.runs import Run
@@ -22,6 +22,7 @@ __all__ = [
     "Dataset",
     "Event",
     "Job",
+    "JobInput",
     "Metric",
     "Run",
     "StageRow",

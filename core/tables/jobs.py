@@ -11,7 +11,10 @@ from core.tables.base import Base, Counter, CreatedAt, Json, JsonOrNull, Moment,
 
 
 class Job(Versioned, Base):
-    """A spec and what became of it. `event_counter` is the id of the job's newest event."""
+    """A spec and what became of it. `event_counter` is the id of the job's newest event.
+
+    model, dataset_id: those that the spec names first; `JobInput` has all.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -28,8 +31,8 @@ class Job(Versioned, Base):
     method_type: Mapped[str]
     method: Mapped[Json]
     spec: Mapped[Json]
-    model: Mapped[str]
-    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
+    model: Mapped[str | None]
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     eval_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     seed: Mapped[int] = mapped_column(BigInteger)
     priority: Mapped[int]
@@ -46,8 +49,25 @@ class Job(Versioned, Base):
     deleted_at: Mapped[Moment]
 
 
+class JobInput(Base):
+    """A dataset or a model that a job uses and does not make: neither is deleted while the job is live."""
+
+    __tablename__ = "job_inputs"
+    __table_args__ = (
+        CheckConstraint("kind IN ('dataset', 'model')", name="kind"),
+        Index("ix_job_inputs_kind_name", "kind", "name"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+
+
 class StageRow(Base):
-    """One stage of a job's plan: what it will do, its key, and the run or the artifacts that serve it."""
+    """One stage of a job's plan: what it will do, its key, and the run or the artifacts that serve it.
+
+    base: the model, made by no stage of the job, that the stage's model began as.
+    """
 
     __tablename__ = "stages"
     __table_args__ = (
@@ -67,6 +87,7 @@ class StageRow(Base):
     inputs: Mapped[dict[str, list[dict[str, str]]]] = mapped_column(JSONB)
     seed: Mapped[int] = mapped_column(BigInteger)
     key: Mapped[str]
+    base: Mapped[str | None]
     status: Mapped[str] = mapped_column(server_default=text("'waiting'"))
     cached: Mapped[bool] = mapped_column(server_default=text("false"))
     run_id: Mapped[str | None]

@@ -4,13 +4,13 @@ from typing import Any
 
 from sqlalchemy import select
 
-from app.jobs.planning import stage_row
+from app.jobs.planning import rows_of_plan
 from core import queue
 from core.advance import advance_job
 from core.aftermath import apply_run
 from core.database import open_transaction
 from core.ids import new_id
-from core.tables import BaseModelRow, Dataset, Job, Run, StageRow
+from core.tables import BaseModelRow, Dataset, Job, JobInput, Run, StageRow
 from core.work_items import ClaimedRun, NewArtifact
 from mpo.job_spec import JobSpec
 from mpo.keys import dataset_key
@@ -54,7 +54,7 @@ def ready_dataset(status: str = "ready") -> str:
 def new_job(dataset_id: str, method: dict[str, Any] | None = None, **spec: Any) -> str:
     """A job of owner ann with its stages, advanced once."""
     asked = JobSpec(model="tiny", dataset=dataset_id, method=method or SHORT, **spec)  # type: ignore[arg-type]
-    stages = resolve(expand(asked, model="tiny", dataset=dataset_id), 512)
+    stages = resolve(asked, expand(asked, model="tiny", dataset=dataset_id), 512)
     leaves = {
         Source.dataset(dataset_id): (dataset_key("d" * 64, "preference", 0), "pairs"),
         Source.model("tiny"): ("b" * 64, "model"),
@@ -68,7 +68,7 @@ def new_job(dataset_id: str, method: dict[str, Any] | None = None, **spec: Any) 
                 owner="ann",
                 name=asked.name,
                 method_type="mpo",
-                method=asked.method.model_dump(mode="json"),
+                method={"type": "mpo"},
                 spec={},
                 model="tiny",
                 dataset_id=dataset_id,
@@ -79,8 +79,8 @@ def new_job(dataset_id: str, method: dict[str, Any] | None = None, **spec: Any) 
             )
         )
         tx.session.flush()
-        for position, stage in enumerate(stages):
-            tx.session.add(stage_row(job_id, position, stage, keys[stage.name]))
+        tx.session.add_all(rows_of_plan(job_id, stages, keys))
+        tx.session.add_all(JobInput(job_id=job_id, kind=leaf.kind, name=leaf.name) for leaf in leaves)
         tx.session.flush()
         advance_job(tx, job_id)
     return job_id

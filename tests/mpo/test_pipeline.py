@@ -192,7 +192,7 @@ def refused(house: Path, tmp_path: Path, text: str, extra: Sequence[str] = ()) -
         ("method: {type: mpo, split: {threshold: 1, quantile: 0.5}}", "method.split"),
         ("method: {type: mpo}\npause_after: [training]", "pause_after"),
         ("method: {type: mpo}\neval_dataset: ds_1", "eval_dataset"),
-        ("method: {type: mpo, ppo: {max_new_tokens: 60}}", "method"),
+        ("method: {type: mpo, ppo: {max_new_tokens: 60}}", "method.ppo.max_new_tokens"),
     ],
 )
 def test_a_bad_spec_names_the_field(house: Path, tmp_path: Path, text: str, field: str) -> None:

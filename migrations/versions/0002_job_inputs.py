@@ -1,0 +1,49 @@
+"""all datasets and models of a job, and what each stage's model began as"""
+
+import sqlalchemy as sa
+from alembic import op
+
+BASES = """
+UPDATE stages SET base = jobs.model FROM jobs
+WHERE jobs.id = stages.job_id AND stages.kind IN ('sft', 'reward_model', 'dpo', 'ppo')
+"""
+NAMED_BY_JOBS = """
+INSERT INTO job_inputs (job_id, kind, name)
+SELECT id, 'dataset', dataset_id FROM jobs
+UNION SELECT id, 'dataset', eval_dataset_id FROM jobs WHERE eval_dataset_id IS NOT NULL
+UNION SELECT id, 'model', model FROM jobs
+"""
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "job_inputs",
+        sa.Column("job_id", sa.String(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.CheckConstraint("kind IN ('dataset', 'model')", name=op.f("ck_job_inputs_kind")),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["jobs.id"], name=op.f("fk_job_inputs_job_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("job_id", "kind", "name", name=op.f("pk_job_inputs")),
+    )
+    op.create_index("ix_job_inputs_kind_name", "job_inputs", ["kind", "name"], unique=False)
+    op.execute(NAMED_BY_JOBS)
+    op.add_column("stages", sa.Column("base", sa.String(), nullable=True))
+    op.execute(BASES)
+    op.alter_column("jobs", "model", nullable=True)
+    op.alter_column("jobs", "dataset_id", nullable=True)
+
+
+def downgrade() -> None:
+    # Refused by the database where a job names no model or no dataset: the version before knows no such job.
+    op.alter_column("jobs", "dataset_id", nullable=False)
+    op.alter_column("jobs", "model", nullable=False)
+    op.drop_column("stages", "base")
+    op.drop_index("ix_job_inputs_kind_name", table_name="job_inputs")
+    op.drop_table("job_inputs")

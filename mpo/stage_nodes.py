@@ -1,0 +1,76 @@
+"""Explicit stages as a spec writes them: a configuration with a name and inputs. Torch-free."""
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, TypeAdapter
+
+from mpo.config import (
+    DPOStage,
+    EvaluateStage,
+    HoldOutStage,
+    PPOStage,
+    RewardModelStage,
+    ScoreStage,
+    SFTStage,
+    SplitStage,
+    Stage,
+)
+from mpo.training_config import Strict
+
+_STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
+SourceName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _Node(Strict):
+    """What an explicit stage has besides its configuration."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="Unlike every other stage's of the job."
+    )
+    seed: NonNegativeInt | None = Field(None, lt=2**31, description="Null = the job's.")
+    inputs: dict[str, SourceName | Annotated[list[SourceName], Field(min_length=1, max_length=100)]] = Field(
+        description="By role: a stage (its main output), stage.output, a dataset (ds_…), a base model or a "
+        "trained job_…:stage; a list where the role takes several."
+    )
+
+    def stage_config(self) -> Stage:
+        """The configuration alone."""
+        return _STAGE.validate_python(self.model_dump(exclude=set(_Node.model_fields)))
+
+
+class HoldOutNode(_Node, HoldOutStage):
+    """`data`, and perhaps `eval` -> train, eval."""
+
+
+class SFTNode(_Node, SFTStage):
+    """`policy`, `data` (chosen responses, or texts) -> model."""
+
+
+class RewardModelNode(_Node, RewardModelStage):
+    """`backbone`, `data`, and perhaps `eval` -> model."""
+
+
+class ScoreNode(_Node, ScoreStage):
+    """`reward_models` (for cross_fit one a fold, in order), `data` -> scores."""
+
+
+class SplitNode(_Node, SplitStage):
+    """`scores`, `data` -> easy, difficult, dropped."""
+
+
+class DPONode(_Node, DPOStage):
+    """`policy`, `reference`, `data` -> model."""
+
+
+class PPONode(_Node, PPOStage):
+    """`policy`, `reference`, `reward_model`, `prompts`, and perhaps `sft` -> model."""
+
+
+class EvaluateNode(_Node, EvaluateStage):
+    """`models`, `judge`, `data`, and perhaps `reward_model` -> report, samples."""
+
+
+ExplicitStage = Annotated[
+    HoldOutNode | SFTNode | RewardModelNode | ScoreNode | SplitNode | DPONode | PPONode | EvaluateNode,
+    Field(discriminator="kind"),
+]
