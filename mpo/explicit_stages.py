@@ -95,8 +95,11 @@ def _in_order(stages: Sequence[PlannedStage]) -> list[PlannedStage]:
         done = {stage.name for stage in ordered}
         ready = next((stage for stage in left if stage.stages_before() <= done), None)
         if ready is None:
+            places = {stage.name: place for place, stage in enumerate(stages)}
             cycle = _cycle(left)
-            place = next(i for i, stage in enumerate(stages) if stage.name == cycle[0])
+            place = min(places[name] for name in cycle)
+            while places[cycle[0]] != place:
+                cycle = [*cycle[1:], cycle[0]]
             raise spec_error(
                 f"the stages form a cycle: {' -> '.join([*cycle, cycle[0]])}", ("stages", place, "inputs")
             )

@@ -3,6 +3,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 from mpo.config import HoldOutStage
 from mpo.errors import TooFewPrompts
 from mpo.hold_out import assign_folds, group_key, held_out_groups, hold_out_groups
-from mpo.records import Content, Message, PreferencePair, read_pairs, write_rows
+from mpo.records import (
+    TEXT_SCHEMA,
+    Content,
+    Message,
+    PreferencePair,
+    read_pairs,
+    read_texts,
+    write_rows,
+)
 from mpo.reporter import StageInput, StageTask
 from tests.mpo.recording import RecordingReporter
 
@@ -213,3 +222,18 @@ def test_each_group_goes_to_the_fold_that_is_smallest_then() -> None:
 
 def test_folds_deal_the_largest_group_first() -> None:
     assert assign_folds([7, 7, 7, 5, 5, 9, 9, 1], 2) == [1, 1, 1, 2, 2, 2, 2, 1]
+
+
+def test_equal_texts_stay_together(tmp_path: Path) -> None:
+    texts = [f"text {n % 10}" for n in range(40)]
+    columns = {"id": [str(n) for n in range(40)], "text": texts}
+    pq.write_table(pa.table(columns, schema=TEXT_SCHEMA), tmp_path / "texts.parquet")
+    output = tmp_path / "out"
+    output.mkdir()
+    inputs = {"data": (StageInput("texts", tmp_path / "texts.parquet"),)}
+    hold_out_groups(StageTask(HoldOutStage(fraction=0.2), inputs, output, seed=0), RecordingReporter())
+    train, held_out = (pq.read_table(output / f"{name}.parquet") for name in ("train", "eval"))
+    assert train.column_names == ["id", "text", "group"]
+    assert (train.num_rows, held_out.num_rows) == (32, 8)
+    assert not set(train["text"].to_pylist()) & set(held_out["text"].to_pylist())
+    assert [text.id for text in read_texts(output / "train.parquet")] == train["id"].to_pylist()

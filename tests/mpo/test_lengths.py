@@ -1,7 +1,7 @@
 import pytest
 
 from mpo.config import EvaluateStage, PPOStage, SFTStage, SplitStage
-from mpo.lengths import resolve_lengths
+from mpo.lengths import LengthsExceedContext, resolve_lengths
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,17 @@ def test_sampled_responses_must_fit_too() -> None:
 
 def test_a_stage_without_lengths_has_none_to_resolve() -> None:
     assert resolve_lengths(SplitStage(), 1) == SplitStage()
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (SFTStage(max_response_tokens=60), "max_response_tokens"),
+        (SFTStage(max_prompt_tokens=62), "max_prompt_tokens"),
+        (PPOStage(max_prompt_tokens=20, max_new_tokens=60), "max_new_tokens"),
+    ],
+)
+def test_the_largest_length_that_is_given_is_named(config: SFTStage | PPOStage, field: str) -> None:
+    with pytest.raises(LengthsExceedContext) as caught:
+        resolve_lengths(config, 64)
+    assert caught.value.field == field

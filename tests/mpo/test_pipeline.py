@@ -221,3 +221,73 @@ def test_the_command_starts_without_the_service_and_without_torch() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     packages = {name.split(".")[0] for name in loaded.split()}
     assert not packages & {"fastapi", "celery", "sqlalchemy", "core", "app", "workers", "torch"}
+
+
+STAGES_SPEC = """
+stages:
+  - {name: again, kind: dpo, learning_rate: 1e-4, max_steps: 2, seed: 5,
+     inputs: {policy: first, reference: model, data: parts.difficult}}
+  - {name: rows, kind: hold_out, inputs: {data: pairs}}
+  - {name: a, kind: reward_model, fold: 1, folds: 2, max_steps: 2, inputs: {backbone: model, data: rows}}
+  - {name: b, kind: reward_model, fold: 2, folds: 2, max_steps: 2, inputs: {backbone: model, data: rows}}
+  - {name: gaps, kind: score, on_weak: warn, inputs: {reward_models: [a, b], data: rows}}
+  - {name: parts, kind: split, easy_fraction: 0.25, inputs: {scores: gaps, data: rows}}
+  - {name: first, kind: dpo, learning_rate: 1e-4, max_steps: 2,
+     inputs: {policy: model, reference: model, data: parts.easy}}
+"""
+
+
+def test_explicit_stages_run_in_the_order_of_their_inputs(
+    house: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(house, tmp_path / "out")
+    Path(given[1]).write_text(STAGES_SPEC)
+    assert main(given) == 0
+    started = [line for line in capsys.readouterr().out.splitlines() if line.endswith("started")]
+    names = ["rows", "a", "b", "gaps", "parts", "first", "again"]
+    assert [line.split("] ")[1].split()[0] for line in started] == names
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "again" / "model")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(report["stages"]) == set(names)
+    assert report["stages"]["again"]["pairs"] == report["split"]["difficult"]
+
+
+def test_a_preset_without_scores_trains_from_file_to_model(house: Path, tmp_path: Path) -> None:
+    given = arguments(house, tmp_path / "out")
+    method = "{type: dpo, sft: {max_steps: 2}, dpo: {max_steps: 2}, evaluate: null}"
+    Path(given[1]).write_text(f"method: {method}\n")
+    assert main(given) == 0
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "dpo" / "model")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(report["stages"]) == {"sft", "dpo"}
+    assert report["gaps"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (("policy: model, reference", "policy: tiny, reference"), "stages.6.inputs.policy"),
+        (("policy: first", "policy: a"), "stages.0.inputs.policy"),
+        (("name: rows", "name: data"), "stages"),
+    ],
+)
+def test_explicit_stages_that_do_not_fit_name_the_field(
+    house: Path, tmp_path: Path, change: tuple[str, str], field: str
+) -> None:
+    text = STAGES_SPEC.replace(*change)
+    if field == "stages":
+        text = text.replace("data: rows", "data: data")
+    assert refused(house, tmp_path, text).facts["field"] == field
+
+
+def test_the_spec_s_own_names_stand_for_the_files(house: Path, tmp_path: Path) -> None:
+    text = "model: llama\ndataset: ds_7\n" + STAGES_SPEC.replace(": model,", ": llama,").replace(
+        "data: pairs", "data: ds_7"
+    )
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(text)
+    request = RunRequest(read_spec(spec), house / "pairs.jsonl.gz", house / "base", tmp_path / "out")
+    sources = {
+        str(source) for stage in plan_run(request) for source in stage.sources() if source.kind != "stage"
+    }
+    assert sources == {"llama", "pairs"}

@@ -26,3 +26,29 @@ def test_every_stage_has_its_place_and_a_missing_one_is_null() -> None:
     assert report["stages"] == {"dpo": {"loss_last": 0.5}}
     assert (report["split"], report["evaluation"]) == (None, None)
     assert "2403.19443" in str(report["method"])
+
+
+def test_explicit_stages_are_reported_by_name_and_found_by_kind() -> None:
+    stages = [
+        {"name": "rows", "kind": "hold_out", "inputs": {"data": "pairs"}},
+        {"name": "a", "kind": "reward_model", "fold": 1, "folds": 2, "inputs": {}},
+        {"name": "look", "kind": "reward_model", "inputs": {}},
+        {"name": "final", "kind": "reward_model", "inputs": {}},
+        {"name": "gaps", "kind": "score", "inputs": {}},
+        {"name": "end", "kind": "evaluate", "inputs": {"judge": "look"}},
+    ]
+    spec = JobSpec.model_validate({"stages": stages})
+    summaries = {str(stage["name"]): {"of": stage["name"]} for stage in stages}
+    report = build_report(summaries, spec)
+    assert report["stages"] == summaries
+    assert report["reward_model"] == {
+        "final": {"of": "final"},
+        "folds": {"a": {"of": "a"}},
+        "judge": {"of": "look"},
+    }
+    assert (report["gaps"], report["split"], report["evaluation"]) == ({"of": "gaps"}, None, {"of": "end"})
+
+
+def test_a_report_names_the_method_that_ran() -> None:
+    report = build_report({}, JobSpec.model_validate({"method": {"type": "dpo"}}))
+    assert "2305.18290" in str(report["method"])
