@@ -1,6 +1,7 @@
 """Use cases of comparisons."""
 
 import secrets
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import func, select
@@ -241,5 +242,7 @@ def _trainers(tx: Transaction, owner: str, name: str) -> set[str]:
     found = set()
     for source in stage.inputs.get("reward_model", []):
         named = f"{job_id}:{source['name']}" if source["kind"] == "stage" else source["name"]
-        found.add(str(locate_model(tx, owner, named)["sha256"]))
+        # An earlier job's reward model may have been deleted since: then nobody can score with it either.
+        with suppress(NotFound):
+            found.add(str(locate_model(tx, owner, named)["sha256"]))
     return found

@@ -260,6 +260,21 @@ def test_a_weak_reward_model_holds_explicit_stages_too(client: TestClient, nodes
     assert client.get(f"/v1/jobs/{job['id']}").json()["status"] == "succeeded"
 
 
+def test_what_one_score_only_warns_about_holds_no_other_back_or_free(
+    client: TestClient, nodes: Nodes
+) -> None:
+    nodes.insert(2, {**node(nodes, "gaps"), "name": "also", "on_weak": "warn", "max_prompt_tokens": 9})
+    job = create(client, nodes)
+    for name in ("also", "gaps"):
+        claimed = work_until(name)
+        assert claimed is not None
+        publish(claimed, {}, {"weak": True, "weak_reason": "no better than chance"})
+    paused = client.get(f"/v1/jobs/{job['id']}").json()
+    assert (paused["status"], paused["pause"]["stage"]) == ("paused", "gaps")
+    events = client.get(f"/v1/jobs/{job['id']}/events?limit=100").json()["data"]
+    assert [event["stage"] for event in events if event["type"] == "stage.warning"] == ["also"]
+
+
 def test_gaps_and_pairs_are_found_by_kind(client: TestClient, nodes: Nodes) -> None:
     job = create(client, nodes)
     path = f"/v1/jobs/{job['id']}"
