@@ -54,7 +54,7 @@ class Role:
 
 
 _POLICY, _REWARD_MODEL, _PAIRS = Role(("policy",)), Role(("reward_model",)), Role(("pairs",))
-_BASE = Role(("policy",), required=False)
+_BASE = _KL_BASE = Role(("policy",), required=False)
 
 ROLES: Mapping[str, Mapping[str, Role]] = {
     "hold_out": {
@@ -76,7 +76,7 @@ ROLES: Mapping[str, Mapping[str, Role]] = {
         "reference": _POLICY,
         "reward_model": _REWARD_MODEL,
         "prompts": Role(("pairs", "prompts")),
-        "sft": Role(("policy",), required=False),
+        "sft": _KL_BASE,
         "base": _BASE,
     },
     "evaluate": {
@@ -84,9 +84,12 @@ ROLES: Mapping[str, Mapping[str, Role]] = {
         "judge": _REWARD_MODEL,
         "reward_model": Role(("reward_model",), required=False),
         "data": _PAIRS,
+        "sft": _KL_BASE,
+        "dpo": _KL_BASE,
     },
 }
-"""Roles by kind of stage. `base` is the frozen model below adapters; ppo's `sft` is read for its KL alone."""
+"""Roles by kind of stage. `base` is the frozen model below adapters; `sft` of ppo, and `sft` and `dpo` of
+evaluate, are what KL is measured to, and no more."""
 
 
 class WrongInput(MPOError):

@@ -67,7 +67,7 @@ class PPONode(_Node, PPOStage):
 
 
 class EvaluateNode(_Node, EvaluateStage):
-    """`models`, `judge`, `data`, and perhaps `reward_model` -> report, samples."""
+    """`models`, `judge`, `data`, and perhaps `reward_model`, `sft`, `dpo` (for KL) -> report, samples."""
 
 
 ExplicitStage = Annotated[
