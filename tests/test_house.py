@@ -78,20 +78,21 @@ def test_torch_stays_out_of_the_service_side(module: str) -> None:
     assert found.stdout.strip() == "", f"import {module} loads {found.stdout.strip()}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md", "docs/method.md"])
 def test_documents_name_files_that_exist(document: str) -> None:
     text = (ROOT / document).read_text()
-    folders = "app|core|workers|mpo|mpo_client|embedded|migrations|examples|docs|tests"
+    folders = "app|core|workers|mpo|mpo_client|embedded|migrations|examples|experiments|docs|tests"
     named = set(re.findall(rf"`((?:{folders})/[\w./-]*)`", text))
     missing = sorted(name for name in named if not (ROOT / name).exists())
     assert named, "the document names no file at all"
     assert missing == []
 
 
-def test_the_way_of_the_data_names_functions_that_exist() -> None:
-    text = (ROOT / "docs/architecture.md").read_text()
+@pytest.mark.parametrize("document", ["docs/architecture.md", "docs/method.md"])
+def test_documents_name_functions_that_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
     called = re.findall(r"`((?:app|core|workers|mpo|mpo_client|embedded)/[\w./-]+\.py): (\w+)`", text)
-    assert len(called) >= 15, "the document tells the way of the data by `file.py: function`"
+    assert len(called) >= 15, "the document tells the way by `file.py: function`"
     missing = []
     for file, name in called:
         tree = ast.parse((ROOT / file).read_text())
