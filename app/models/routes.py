@@ -29,6 +29,9 @@ Form = Annotated[
 ]
 
 
+ADAPTER_FOLDER = "adapter/"
+
+
 class FormNotKept(Conflict):
     """The model is not kept in this form."""
 
@@ -76,7 +79,7 @@ def delete_model(model_id: str, caller: WriteCaller, tx: TransactionDep) -> Dele
 
 @router.get("/{model_id}/files", responses=responses(404, 409))
 def list_files(model_id: str, caller: ReadCaller, tx: TransactionDep, form: Form = None) -> FileList:
-    """The files of a folder that `from_pretrained` loads."""
+    """The files of a folder that `from_pretrained` loads; `form=adapter`: of one that peft loads."""
     return FileList(data=_files(tx, caller.owner, model_id, form)[1])
 
 
@@ -111,8 +114,12 @@ def download_file(
 
 
 def _files(tx: Transaction, owner: str, model_id: str, form: str | None) -> tuple[str, list[FileView]]:
+    """Where the files of a form lie, and which they are: an adapter lies in a folder of the merged model."""
     location, files = service.model_files(tx, owner, model_id)
-    kept = "adapter" if any(file.name == "adapter_config.json" for file in files) else "merged"
-    if form not in (None, kept):
-        raise FormNotKept(f"The model is kept {kept}", form=kept)
-    return location, files
+    inside = [file for file in files if file.name.startswith(ADAPTER_FOLDER)]
+    if form != "adapter":
+        return location, [file for file in files if file not in inside]
+    if not inside:
+        raise FormNotKept("The model was trained whole: it has no adapter", form="merged")
+    named = [file.model_copy(update={"name": file.name.removeprefix(ADAPTER_FOLDER)}) for file in inside]
+    return f"{location}/{ADAPTER_FOLDER.rstrip('/')}", named

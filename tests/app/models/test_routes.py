@@ -30,14 +30,18 @@ def model_folder(folder: Path) -> Path:
     return folder
 
 
-def trained(store: Path, status: str = "succeeded") -> tuple[str, Job]:
+def trained(store: Path, status: str = "succeeded", adapter: bool = False) -> tuple[str, Job]:
     content = b"0123456789"
     folder = store / "runs/run_1/1/model"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(content)
-    files = [
-        {"name": "model.safetensors", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    ]
+    names = ["model.safetensors"]
+    if adapter:
+        (folder / "adapter").mkdir()
+        (folder / "adapter/adapter_model.safetensors").write_bytes(content)
+        names.append("adapter/adapter_model.safetensors")
+    digest = hashlib.sha256(content).hexdigest()
+    files = [{"name": name, "bytes": len(content), "sha256": digest} for name in names]
     with open_transaction() as tx:
         job = make_job(tx, make_dataset(tx).id, status=status)
         return make_trained_model(tx, job, "runs/run_1/1/model", files), job
@@ -128,6 +132,20 @@ def test_ranges_outside_unknown_files_and_stale_if_range(client: TestClient, sto
     for file in ("none", "..%2Fmodel.safetensors", "../../x"):
         assert client.get(f"/v1/models/{name}/files/{file}").status_code == 404
     assert client.get(f"/v1/models/{name}/files?form=adapter").status_code == 409
+
+
+def test_a_model_of_adapters_is_served_merged_and_as_the_adapter_alone(
+    client: TestClient, store: Path
+) -> None:
+    name, _ = trained(store, adapter=True)
+    for form in ("", "?form=merged"):
+        listed = client.get(f"/v1/models/{name}/files{form}").json()["data"]
+        assert [file["name"] for file in listed] == ["model.safetensors"]
+    (file,) = client.get(f"/v1/models/{name}/files?form=adapter").json()["data"]
+    assert file["name"] == "adapter_model.safetensors"
+    path = f"/v1/models/{name}/files/{file['name']}"
+    assert client.get(f"{path}?form=adapter").content == b"0123456789"
+    assert client.get(path).status_code == 404
 
 
 def test_a_trained_model_is_deleted_once_its_job_has_finished(client: TestClient, store: Path) -> None:
