@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,7 +90,7 @@ def assign_folds(groups: Sequence[int], folds: int) -> list[int]:
     return [fold_of[group] for group in groups]
 
 
-def row_keys(path: Path) -> list[GroupKey]:
+def row_keys(path: Path | IO[bytes]) -> list[GroupKey]:
     """The group of each row of a canonical file, in order: of pairs and prompts by the prompt; texts belong
     together only when equal."""
     if "text" in pq.read_schema(path).names:

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from app.jobs.leaves import Leaves, Loc, find_leaves, refuse_unusable
+from app.jobs.prompt_groups import refuse_too_few_prompts
 from app.jobs.schemas import CreateJob
 from core.database import Transaction
 from core.errors import Unprocessable
@@ -43,6 +45,7 @@ def plan_spec(tx: Transaction, owner: str, spec: CreateJob) -> Plan:
         leaves = find_leaves(tx, owner, _named(spec, stages))
         check_plan(spec, stages, leaves.things)
         refuse_unusable(leaves, stages, {stage.name: _model_loc(spec, stage) for stage in stages})
+        refuse_too_few_prompts(leaves, stages, partial(_field_loc, spec))
         contexts = leaves.contexts()
         stages = resolve(spec, stages, min(contexts.values(), default=0), contexts)
     except InvalidSpec as error:
@@ -153,6 +156,13 @@ def _model_loc(spec: CreateJob, stage: PlannedStage) -> Loc:
         return ("body", "model")
     place = next(i for i, node in enumerate(spec.stages or []) if node.name == stage.name)
     return ("body", "stages", place, "inputs")
+
+
+def _field_loc(spec: CreateJob, stage: PlannedStage, field: str) -> Loc:
+    """Where the spec writes a field of a stage's configuration."""
+    if spec.method is not None:
+        return ("body", "method", stage.name, field)
+    return (*_model_loc(spec, stage)[:-1], field)
 
 
 def _in_body(error: InvalidSpec) -> Loc:

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from app.jobs import creation
 from mpo.records import PreferencePair
 from tests.app.conftest import CreateJob
-from tests.app.jobs.factories import make_dataset, make_model, publish, work_until
+from tests.app.jobs.factories import make_dataset, make_model, pairs, publish, work_until
 
 STAGES = [
     "hold_out",
@@ -122,9 +122,11 @@ def test_an_invalid_dataset_fails_the_job(create_job: CreateJob, tmp_path: Path)
 
 
 def test_messages_need_a_chat_template(client: TestClient, spec: dict[str, Any], tmp_path: Path) -> None:
-    turn = [{"role": "user", "content": "hello"}]
     answers = [[{"role": "assistant", "content": text}] for text in ("yes", "no")]
-    talks = make_dataset(tmp_path, [PreferencePair("0", turn, *answers)])  # type: ignore[arg-type]
+    talks = make_dataset(
+        tmp_path,
+        [PreferencePair(str(i), [{"role": "user", "content": f"hello {i}"}], *answers) for i in range(8)],  # type: ignore[arg-type]
+    )
     response = client.post("/v1/jobs", json=spec | {"dataset": talks})
     assert (response.status_code, response.json()["code"]) == (422, "no_chat_template")
     make_model("chatty", has_chat_template=True)
@@ -189,3 +191,26 @@ def test_a_trained_policy_is_the_next_job_s_model(client: TestClient, create_job
 
 def _spec(job: dict[str, Any]) -> dict[str, Any]:
     return {"model": job["model"], "dataset": job["dataset"], "method": {"type": "mpo"}}
+
+
+def test_too_few_prompts_are_told_at_submit(client: TestClient, spec: dict[str, Any], tmp_path: Path) -> None:
+    one_prompt = [PreferencePair(str(i), "same", f"a {i}", f"b {i}") for i in range(8)]
+    alone = make_dataset(tmp_path, one_prompt)
+    refused = client.post("/v1/jobs", json=spec | {"dataset": alone})
+    assert (refused.status_code, refused.json()["code"]) == (422, "too_few_prompts")
+    assert refused.json()["errors"][0]["loc"] == ["body", "method", "hold_out", "fraction"]
+    few = make_dataset(tmp_path, pairs(4))  # one is held out, three are left
+    method = {"type": "mpo", "score": {"folds": 4}}
+    refused = client.post("/v1/jobs", json=spec | {"dataset": few, "method": method})
+    assert refused.json()["errors"] == [
+        {
+            "loc": ["body", "method", "score", "folds"],
+            "message": "4 folds need at least as many prompt groups; 3 are left for training",
+        }
+    ]
+    method = {"type": "mpo", "score": {"folds": 3}}
+    accepted = client.post("/v1/jobs?dry_run=true", json=spec | {"dataset": few, "method": method})
+    assert accepted.status_code == 200, accepted.text
+    stages = [{"name": "h", "kind": "hold_out", "inputs": {"data": alone}}]
+    explicit = client.post("/v1/jobs", json={"stages": stages})
+    assert explicit.json()["errors"][0]["loc"] == ["body", "stages", 0, "fraction"]

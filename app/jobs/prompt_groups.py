@@ -1,0 +1,74 @@
+"""Whether a dataset has prompts enough for what a job does with them: told at submit, where it can be."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+from app.jobs.leaves import Leaves, Loc
+from core.errors import Unprocessable
+from core.states import DatasetState
+from core.storage import storage
+from core.tables import Dataset
+from mpo.config import HoldOutStage, ScoreStage
+from mpo.errors import TooFewPrompts
+from mpo.plan import PlannedStage, Source
+
+LARGEST_READ = 20_000
+"""Rows of a dataset whose groups are counted before it answers; in more, too few groups are hardly thinkable,
+and the hold-out itself refuses them."""
+
+
+class TooFewPromptsHere(Unprocessable):
+    """The dataset's prompts form too few groups."""
+
+    code, title = "too_few_prompts", "Too few prompts"
+
+
+def refuse_too_few_prompts(
+    leaves: Leaves, stages: Sequence[PlannedStage], loc_of: Callable[[PlannedStage, str], Loc]
+) -> None:
+    """Raises TooFewPromptsHere where nothing can be held out, or fewer groups are left than folds.
+
+    loc_of: where the spec writes a field of a stage. Datasets that are not read yet, or large, pass.
+    """
+    left: dict[Source, int] = {}
+    for stage in stages:
+        if isinstance(stage.config, HoldOutStage):
+            sizes = _sizes(leaves.datasets.get(stage.inputs["data"][0]))
+            if sizes is not None:
+                held = _held_out(stage, stage.config, sizes, loc_of(stage, "fraction"))
+                left[Source.stage(stage.name, "train")] = len(sizes) - held
+        elif isinstance(stage.config, ScoreStage) and stage.config.scheme != "in_sample":
+            groups, folds = left.get(stage.inputs["data"][0]), stage.config.folds
+            if groups is not None and groups < folds:
+                raise TooFewPromptsHere(
+                    f"{folds} folds need at least as many prompt groups; {groups} are left for training",
+                    loc=loc_of(stage, "folds"),
+                )
+
+
+def _held_out(stage: PlannedStage, config: HoldOutStage, sizes: Mapping[bytes, int], loc: Loc) -> int:
+    from mpo.hold_out import held_out_groups
+
+    if "eval" in stage.inputs or config.fraction == 0:
+        return 0
+    try:
+        return len(held_out_groups(sizes, config.fraction))
+    except TooFewPrompts as error:
+        raise TooFewPromptsHere(error.detail, loc=loc) from error
+
+
+def _sizes(dataset: Dataset | None) -> Mapping[bytes, int] | None:
+    """Rows of each prompt group; None where the dataset is not read yet, or large."""
+    if dataset is None or dataset.status != DatasetState.READY or dataset.rows_location is None:
+        return None
+    return None if (dataset.rows or 0) > LARGEST_READ else _group_sizes(dataset.rows_location)
+
+
+@lru_cache(maxsize=64)
+def _group_sizes(location: str) -> Mapping[bytes, int]:
+    # A location's content never changes. Imported late: the server starts without pyarrow.
+    from mpo.hold_out import row_keys
+
+    with storage().open_read(location) as file:
+        return Counter(row_keys(file))
