@@ -1,5 +1,6 @@
 """What a job is asked to do: a preset method or an explicit list of stages, and what they work on."""
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, ValidationInfo, field_validator, model_validator
@@ -31,6 +32,17 @@ class _Preset(Strict):
                 raise ValueError(f"{name}.backbone is sft, and there is no stage sft")
             if config is not None and config.fold is not None:
                 raise ValueError(f"{name}.fold is for explicit stages: here the folds are score's")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_go_on(self) -> Self:
+        chain = [(name, getattr(self, name)) for name in ("sft", "dpo", "ppo") if getattr(self, name, None)]
+        for (before, earlier), (after, later) in pairwise(chain):
+            if earlier.lora and later.lora and earlier.lora != later.lora:
+                raise ValueError(
+                    f"{after}.lora differs from {before}.lora: {after} goes on from {before}'s adapter, so give "
+                    "both the same, or only one of them"
+                )
         return self
 
 

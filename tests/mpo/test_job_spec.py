@@ -70,3 +70,12 @@ def test_what_evaluates_nothing_may_hold_nothing_out(type_: str) -> None:
 )
 def test_what_the_preset_s_other_stages_cannot_serve_is_refused(method: dict[str, Any]) -> None:
     assert refused({"method": method}) == [("method",)]
+
+
+def test_an_adapter_goes_on_in_the_shape_that_it_has() -> None:
+    small, large = {"lora": {"rank": 4}}, {"lora": {"rank": 8}}
+    assert refused({"method": {"type": "mpo", "sft": small, "dpo": large}}) == [("method",)]
+    assert refused({"method": {"type": "ppo", "sft": small, "ppo": large}}) == [("method",)]
+    JobSpec.model_validate({"method": {"type": "mpo", "sft": small, "dpo": small, "ppo": small}})
+    # A model that is trained whole in between is a base of its own.
+    JobSpec.model_validate({"method": {"type": "mpo", "sft": small, "dpo": {}, "ppo": large}})
