@@ -40,8 +40,8 @@ class _Preset(Strict):
         for (before, earlier), (after, later) in pairwise(chain):
             if earlier.lora and later.lora and earlier.lora != later.lora:
                 raise ValueError(
-                    f"{after}.lora differs from {before}.lora: {after} goes on from {before}'s adapter, so give "
-                    "both the same, or only one of them"
+                    f"{after}.lora differs from {before}.lora: {after} goes on from {before}'s adapter, so "
+                    "give both the same, or only one of them"
                 )
         return self
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PRODUCT = ("app", "core", "workers", "mpo", "mpo_client", "embedded", "examples", "experiments", "scripts")
+PRODUCT = (
+    *("app", "core", "workers", "mpo", "mpo_client", "embedded"),
+    *("examples", "experiments", "bench", "scripts"),
+)
 LONGEST_FUNCTION = 80
 USUAL_FUNCTION = 40
 LONGEST_MODULE = 300
@@ -81,7 +84,7 @@ def test_torch_stays_out_of_the_service_side(module: str) -> None:
 @pytest.mark.parametrize("document", ["README.md", "docs/architecture.md", "docs/method.md"])
 def test_documents_name_files_that_exist(document: str) -> None:
     text = (ROOT / document).read_text()
-    folders = "app|core|workers|mpo|mpo_client|embedded|migrations|examples|experiments|docs|tests"
+    folders = "app|core|workers|mpo|mpo_client|embedded|migrations|examples|experiments|bench|docs|tests"
     named = set(re.findall(rf"`((?:{folders})/[\w./-]*)`", text))
     missing = sorted(name for name in named if not (ROOT / name).exists())
     assert named, "the document names no file at all"

@@ -1,0 +1,1 @@
+"""Measurements: ratios of both sides in one run."""
