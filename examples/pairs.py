@@ -39,13 +39,17 @@ class LabelledPairs:
 
 
 def sample_pairs(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, count: int
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    count: int,
+    label_scale: float = LABEL_SCALE,
 ) -> LabelledPairs:
     """Samples two responses a prompt until `count` pairs are usable; prompts differ from each other.
 
     A pair is dropped when a response is empty, unended or not one plain turn, when both are the same, or
     when the gold reward cannot tell them apart. The label is drawn by Bradley and Terry: the first is
-    chosen with probability sigmoid(LABEL_SCALE (gold(first) - gold(second))).
+    chosen with probability sigmoid(label_scale (gold(first) - gold(second))).
     """
     rng = random.Random(seed)  # noqa: S311 - labels, not secrets
     torch.manual_seed(seed)
@@ -64,7 +68,7 @@ def sample_pairs(
             gap = gold_reward(prompt, first) - gold_reward(prompt, second)
             if first == second or gap == 0:
                 continue
-            first_chosen = rng.random() < 1 / (1 + math.exp(-LABEL_SCALE * gap))
+            first_chosen = rng.random() < 1 / (1 + math.exp(-label_scale * gap))
             noisy += first_chosen != (gap > 0)
             rewards += [gold_reward(prompt, first), gold_reward(prompt, second)]
             chosen, rejected = (first, second) if first_chosen else (second, first)

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 import examples
-from examples.pairs import LABEL_SCALE, held_out_prompts, sample_pairs, write_pairs
+from examples.pairs import held_out_prompts, sample_pairs, write_pairs
 from experiments.gold_world.measure import Answers, measure
 from experiments.gold_world.settings import ARMS, Settings, job_spec
 from mpo.pipeline import RunRequest, run_plan
@@ -83,7 +83,9 @@ def _make_pairs(settings: Settings, seed: int, out: Path, console: TextIO) -> di
         print(f"sampling {settings.pairs} pairs", file=console)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(BASE, padding_side="left")
         model = LlamaForCausalLM.from_pretrained(BASE).eval()
-        labelled = sample_pairs(model, tokenizer, seed=PAIR_SEED + seed, count=settings.pairs)
+        labelled = sample_pairs(
+            model, tokenizer, PAIR_SEED + seed, settings.pairs, label_scale=settings.label_scale
+        )
         write_pairs(out / "pairs.jsonl.gz", labelled.pairs)
         made.write_text(json.dumps({"wrong_labels": labelled.noisy_share}))
     facts: dict[str, float] = json.loads(made.read_text())
@@ -104,7 +106,7 @@ def _result(settings: Settings, seed: int, out: Path, wrong_labels: float, conso
     return SeedResult(
         seed=seed,
         pairs=score["pairs"],
-        label_scale=LABEL_SCALE,
+        label_scale=settings.label_scale,
         wrong_labels=wrong_labels,
         accuracy=score["accuracy"],
         accuracy_ci95=tuple(score["accuracy_ci95"]),

@@ -14,7 +14,8 @@ PAIRS, MODEL = "pairs", "tiny"
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes. pairs: before the hold-out. prompts: held out from everything, for the gold reward."""
+    """Sizes. pairs: before the hold-out. prompts: held out from everything, for the gold reward. label_scale:
+    nats of preference for one point of gold reward, so that a larger one is less noise."""
 
     pairs: int
     prompts: int
@@ -22,14 +23,15 @@ class Settings:
     reward_epochs: int
     dpo_epochs: int
     episodes: int
+    label_scale: float = 1.2
     max_kl: float = 15.0
     max_new_tokens: int = 64
     max_prompt_tokens: int = 160
     max_response_tokens: int = 90
 
 
-MEASURED = Settings(pairs=1000, prompts=200, folds=3, reward_epochs=3, dpo_epochs=2, episodes=1280)
-SMALL = Settings(pairs=160, prompts=32, folds=2, reward_epochs=2, dpo_epochs=2, episodes=128)
+MEASURED = Settings(pairs=800, prompts=200, folds=3, reward_epochs=3, dpo_epochs=2, episodes=1024)
+SMALL = Settings(pairs=96, prompts=24, folds=2, reward_epochs=1, dpo_epochs=2, episodes=64)
 
 
 def job_spec(settings: Settings, seed: int) -> JobSpec:
