@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mpo.config import EvaluateStage
-from mpo.errors import TooFewPrompts
+from mpo.errors import TooFewPrompts, UnusableModel
 from mpo.generation import SampledResponse, SamplingConfig, sample
 from mpo.model_tokens import ModelTokens
 from mpo.policies import load_policy, to_training_device
@@ -88,10 +88,11 @@ def answer_prompts(
     policy = load_still(load_policy, model.path)
     ids = [row for row in speaker.encode(prompts, config.max_prompt_tokens) for _ in range(config.samples)]
     seeds = [row_seed(seed, number, k) for number in range(len(prompts)) for k in range(config.samples)]
-    responses = [
-        SampledResponse(response.token_ids, response.finish_reason)
-        for response in sample(policy, ids, sampling, seeds, should_stop)
-    ]
+    try:
+        sampled = sample(policy, ids, sampling, seeds, should_stop)
+    except UnusableModel as error:
+        raise UnusableModel(f"{model.name}: {error.detail}", model=model.name) from error
+    responses = [SampledResponse(response.token_ids, response.finish_reason) for response in sampled]
     texts = [str(speaker.tokenizer.decode(r.token_ids, skip_special_tokens=True)) for r in responses]
     return Answers(texts, responses)
 

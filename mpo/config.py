@@ -33,6 +33,7 @@ class HoldOutStage(StageConfig):
 class SFTStage(TrainingConfig):
     """Cross-entropy on the tokens of the chosen responses, or of texts."""
 
+    revision: ClassVar[int] = 2
     kind: Literal["sft"] = "sft"
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from mpo.config import HoldOutStage
 from mpo.errors import TooFewPrompts
-from mpo.records import GROUP_FIELD, Content, load_content, parquet_writer, stream_batches
+from mpo.records import GROUP_FIELD, Content, load_content, parquet_writer, stream_batches, without
 from mpo.reporter import Reporter, StageTask
 from mpo.summaries import write_summary
 
@@ -148,12 +148,14 @@ def hold_out_groups(task: StageTask, reporter: Reporter) -> None:
 def _write_part(source: Path, target: Path, groups: Sequence[int], kept: Container[int]) -> int:
     """Copies the rows whose group is kept; returns their number. groups: the group of each row of source."""
     start = written = 0
-    with parquet_writer(target, pq.read_schema(source).append(GROUP_FIELD)) as writer:
+    own = {GROUP_FIELD.name}
+    schema = without(pq.read_schema(source).empty_table(), own).schema.append(GROUP_FIELD)
+    with parquet_writer(target, schema) as writer:
         for batch in stream_batches(source):
             numbers = groups[start : start + batch.num_rows]
             start += batch.num_rows
             column = pa.array(numbers, pa.int64())
-            part = pa.Table.from_batches([batch]).append_column(GROUP_FIELD, column)
+            part = without(pa.Table.from_batches([batch]), own).append_column(GROUP_FIELD, column)
             part = part.filter(pa.array([number in kept for number in numbers]))
             writer.write_table(part)
             written += part.num_rows

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from mpo.answers import Answers, load_still
@@ -78,7 +79,14 @@ class Scorer:
         distinct = sorted(set(rows))
         prompt_ids = self.tokens.encode(prompts, self.max_prompt_tokens)
         ids = [prompt_ids[number] for number, *_ in distinct], [response for _, *response in distinct]
-        score_of = dict(zip(distinct, score_responses(network, *ids).tolist(), strict=True))
+        rewards = score_responses(network, *ids)
+        if not bool(torch.isfinite(rewards).all()):
+            raise UnusableModel(
+                f"{self.source.name}, the {self.role}, gives rewards that are not finite.",
+                model=self.source.name,
+                role=self.role,
+            )
+        score_of = dict(zip(distinct, rewards.tolist(), strict=True))
         return [score_of[row] for row in rows]
 
     def rows(

@@ -30,7 +30,9 @@ def resolve_lengths(config: S, context_tokens: int) -> S:
     }
     if isinstance(config, PPOStage | EvaluateStage):
         lengths["max_new_tokens"] = config.max_new_tokens or max(1, min(128, context_tokens // 4))
-    response = max(lengths["max_response_tokens"], lengths.get("max_new_tokens", 0))
+    # PPO reads no response of the data: its responses are sampled.
+    read = 0 if isinstance(config, PPOStage) else lengths["max_response_tokens"]
+    response = max(read, lengths.get("max_new_tokens", 0))
     longest = lengths["max_prompt_tokens"] + response + 1
     if longest > context_tokens:
         given = [name for name in lengths if getattr(config, name) is not None]

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mpo.errors import UnusableModel
 from mpo.records import Content
-from mpo.reporter import StageInput
+from mpo.reporter import StageInput, StageTask
 from mpo.tokenization import Terminators, encode_prompt, load_tokenizer, terminators
 
 
@@ -62,3 +62,22 @@ class ModelTokens:
                 context_tokens=self.context_tokens,
                 tokens=tokens,
             )
+
+
+def refuse_other_ids(task: StageTask, role: str, others: Sequence[str]) -> None:
+    """Raises UnusableModel where a model of another role reads token ids otherwise than the first of `role`.
+
+    others: roles whose models are given the first one's ids; those without an input are passed over, and
+    `role` itself may be among them.
+    """
+    first = task.one(role)
+    ours = ModelTokens.of(first)
+    for other in others:
+        for model in task.inputs.get(other, ()):
+            if model.path != first.path and not ModelTokens.of(model).same_ids(ours):
+                raise UnusableModel(
+                    f"{model.name}, the {other}, has another vocabulary than {first.name}, the {role}: the "
+                    "token ids of one mean nothing to the other. Give models that share a tokenizer.",
+                    model=model.name,
+                    role=other,
+                )

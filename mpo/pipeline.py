@@ -254,6 +254,8 @@ def _pause(run: Run, stage: PlannedStage, ran: bool) -> str | None:
     config, request = stage.config, run.request
     if isinstance(config, ScoreStage) and run.summaries[stage.name]["weak"]:
         what = run.summaries[stage.name]["weak_reason"]
+        if config.on_weak == "fail":
+            raise StageFailed(f"{stage.name}: {what}", stage=stage.name, code="weak_reward_model")
         if config.on_weak == "warn" or request.accept_weak:
             run.say(f"warning: {what}")
         else:

@@ -6,7 +6,7 @@ source may be null. Later stages append columns (group, gap, ...) and never chan
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -119,6 +119,11 @@ def stream_batches(path: Path | IO[bytes], columns: Sequence[str] | None = None)
     """The rows of a Parquet file in order, at most `BATCH_ROWS` at a time, whatever the file's size."""
     with pq.ParquetFile(path) as file:
         yield from file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
+
+
+def without(table: pa.Table, names: Collection[str]) -> pa.Table:
+    """The table without these columns, where it has them: what an earlier stage of the same kind appended."""
+    return table.drop_columns([name for name in table.schema.names if name in names])
 
 
 def count_rows(path: Path) -> int:

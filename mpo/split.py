@@ -18,7 +18,7 @@ from mpo.errors import EmptySplit, InvalidScores
 from mpo.gap_cuts import WHY, Cut, SplitPreview, cut_gaps, preview_split
 from mpo.gap_index import Floats, GapIndex, Integers, Scores, SortedGaps, fit_temperature, read_scores
 from mpo.parts import TARGETS, Part
-from mpo.records import GAP_FIELD, parquet_writer, stream_batches
+from mpo.records import GAP_FIELD, parquet_writer, stream_batches, without
 from mpo.reporter import Reporter, StageTask
 from mpo.summaries import write_summary
 
@@ -30,6 +30,7 @@ SCORE_FIELDS = (
     pa.field("reward_rejected", pa.float64()),
     pa.field("fold", pa.int64()),
 )
+SCORE_NAMES = {field.name for field in SCORE_FIELDS}
 SPLIT_SCHEMA = pa.schema(
     [("id", pa.string()), ("part", pa.string()), ("why", pa.string()), GAP_FIELD, ("row", pa.int64())]
 )
@@ -138,7 +139,7 @@ def _write_parts(
     data: Path, output: Path, scored: npt.NDArray[np.bool_], scores: Scores, assignment: Assignment
 ) -> int:
     """Writes easy, difficult and dropped.parquet; returns how many prompts are both easy and difficult."""
-    schema = pq.read_schema(data)
+    schema = without(pq.read_schema(data).empty_table(), SCORE_NAMES).schema
     for score_field in SCORE_FIELDS:
         schema = schema.append(score_field)
     prompts: list[set[str]] = [set() for _ in TARGETS]
@@ -172,6 +173,7 @@ def _scored_table(pairs: pa.Table, scores: Scores, assignment: Assignment, here:
         np.where(flipped, chosen, rejected),
         [scores.folds[place] for place in places],
     )
+    pairs = without(pairs, SCORE_NAMES)
     for field, column in zip(SCORE_FIELDS, columns, strict=True):
         pairs = pairs.append_column(field, pa.array(column, field.type))
     if not flipped.any():

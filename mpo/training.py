@@ -15,6 +15,7 @@ from mpo.batches import length_grouped_batches, optimizer_steps
 from mpo.checkpoints import handed_over, load_state, save_state
 from mpo.errors import StageInterrupted, TrainingDiverged
 from mpo.reporter import Reporter, StageTask
+from mpo.seeds import row_seed
 from mpo.training_config import TrainingConfig
 
 MAX_GRAD_NORM = 1.0
@@ -98,7 +99,7 @@ class Training:
         """The rows of the next step."""
         lengths, batch = self.objective.lengths, self.config.batch_pairs
         number, step = divmod(self.steps_done, -(-len(lengths) // batch))
-        generator = torch.Generator().manual_seed(self.seed + number)
+        generator = torch.Generator().manual_seed(row_seed(self.seed, number))
         return length_grouped_batches(lengths, batch, generator)[step]
 
     def outcome(self) -> TrainingOutcome:

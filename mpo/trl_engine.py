@@ -25,6 +25,7 @@ from mpo.batches import length_grouped_batches, optimizer_steps
 from mpo.checkpoints import sync_tree
 from mpo.errors import StageInterrupted
 from mpo.reporter import Reporter, StageTask
+from mpo.seeds import row_seed
 from mpo.tokenization import load_tokenizer
 from mpo.training import TrainingOutcome, diverged, keep_nothing_else
 from mpo.training_config import TrainingConfig
@@ -81,7 +82,7 @@ class RowOrder(Sampler[int]):
         return self._batches(number)[batch]
 
     def _batches(self, number: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + number)
+        generator = torch.Generator().manual_seed(row_seed(self.seed, number))
         return length_grouped_batches(self.lengths, self.batch_rows, generator)
 
 
@@ -172,7 +173,11 @@ def engine_config(kind: Callable[..., C], task: StageTask, rows: int, **loss: ob
     """
     config = task.config
     assert isinstance(config, TrainingConfig)
-    micro = max(n for n in range(1, MICRO_BATCH_ROWS + 1) if config.batch_pairs % n == 0)
+    # The trainer takes the mean of its passes' means, which is the rows' only where all passes are alike.
+    alike = (
+        math.gcd(config.batch_pairs, rows) if config.batch_pairs > MICRO_BATCH_ROWS else config.batch_pairs
+    )
+    micro = max(n for n in range(1, MICRO_BATCH_ROWS + 1) if alike % n == 0)
     return kind(
         output_dir=str(scratch_folder(task)),
         max_steps=optimizer_steps(rows, config.batch_pairs, config.epochs, config.max_steps),

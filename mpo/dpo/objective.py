@@ -82,7 +82,7 @@ def pair_metrics(policy: PairLogprobs, rewards: PairLogprobs) -> dict[str, Tenso
     """What a step reports of its pairs, summed over them. accuracy: how many have the chosen reward above."""
     gaps = rewards.chosen - rewards.rejected
     return {
-        "accuracy": (gaps > 0).sum(),
+        "accuracy": ((gaps.sign() + 1) / 2).sum(),
         "gap": gaps.sum(),
         "reward_chosen": rewards.chosen.sum(),
         "reward_rejected": rewards.rejected.sum(),

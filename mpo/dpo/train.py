@@ -52,8 +52,8 @@ def open_training(task: StageTask, reporter: Reporter) -> tuple[DPOTraining, Enc
     rows = read_pairs(task.one("data").path)
     if not rows:
         raise EmptySplit(
-            "There is no pair to train on: the split made none easy. Lower its threshold, or set "
-            "easy_fraction in its place.",
+            "There is no pair to train on: the data of this stage are empty. Where they are a part of a "
+            "split, another threshold, or easy_fraction in its place, fills it.",
             pairs=0,
         )
     passes = plan_passes(rows, config, reporter.warn)

@@ -35,17 +35,17 @@ def load_adapted_networks(task: StageTask, config: PPOStage, lora: LoRAConfig) -
     scores, critic = _reward_model_and_critic(base, lora, task, config)
     return Networks(
         policy=policy,
-        reference=_reference(base, task, config),
+        reference=_reference(base, lora, task, config),
         critic=critic,
         reward_model=scores,
         sft=_compared(base, "sft", task) if "sft" in task.inputs else None,
     )
 
 
-def _reference(base: AdaptedBase, task: StageTask, config: PPOStage) -> PreTrainedModel:
+def _reference(base: AdaptedBase, lora: LoRAConfig, task: StageTask, config: PPOStage) -> PreTrainedModel:
     if config.ema_reference is not None and weights_digest(task.one("reference").path) == base.digest:
-        # The base itself cannot follow the policy: an adapter that starts as the policy's changes nothing.
-        base.add_copy("reference", POLICY)
+        # The base itself cannot follow the policy: an adapter that changes nothing yet stands for it.
+        base.add("reference", lora, None, task.seed)
         view: Any = AdaptedModel(base, "reference")
         return view
     return _compared(base, "reference", task)

@@ -9,6 +9,9 @@ from mpo.masking import masked_mean
 from mpo.ppo.loss import OldTokens
 from mpo.ppo.rollouts import RolloutTokens
 
+ROUNDING = 1e-6
+"""Relative differences of this size are fp32's own."""
+
 
 def rollout_metrics(
     responses: Sequence[SampledResponse], scores: Tensor, tokens: RolloutTokens, old: OldTokens
@@ -38,9 +41,10 @@ def response_kl(logprobs: Tensor, reference_logprobs: Tensor) -> float:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 − Var(returns − values) / Var(returns) over real tokens; 0 where the returns do not vary."""
+    """1 − Var(returns − values) / Var(returns) over real tokens; 0 where they vary by rounding alone."""
     total = masked_variance(returns, mask)
-    return (1 - masked_variance(returns - values, mask) / total).item() if total > 0 else 0.0
+    rounding = ROUNDING**2 * masked_mean(returns.square(), mask)
+    return (1 - masked_variance(returns - values, mask) / total).item() if total > rounding else 0.0
 
 
 def masked_variance(x: Tensor, mask: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from mpo.adapters import save_adapted
 from mpo.checkpoints import handed_over
 from mpo.config import PPOStage
 from mpo.errors import EmptySplit, StageInterrupted
+from mpo.model_tokens import refuse_other_ids
 from mpo.policies import load_policy, load_reward_model, save_model, to_training_device
 from mpo.ppo.adapted import POLICY, load_adapted_networks
 from mpo.ppo.iteration import iterate
@@ -54,7 +55,12 @@ def load_training(task: StageTask, reporter: Reporter) -> PPOTraining:
     tokenizer = load_tokenizer(source)
     prompts = read_distinct_prompts(task.one("prompts").path, tokenizer, config.max_prompt_tokens, reporter)
     if not prompts:
-        raise EmptySplit("There is no prompt to train on: no pair is difficult.")
+        raise EmptySplit(
+            "There is no prompt to train on: the role prompts holds none. Where it is a part of a split, "
+            "another threshold, or easy_fraction in its place, fills it.",
+            prompts=0,
+        )
+    refuse_other_ids(task, "policy", ("reference", "sft", "reward_model"))
     networks = load_networks(task, config)
     return PPOTraining(
         config=config,

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from mpo.batches import PaddedBatch, pad_right, sorted_batches
 from mpo.checkpoints import handed_over, load_state, save_state
 from mpo.config import ScoreStage
-from mpo.errors import StageInterrupted
+from mpo.errors import StageInterrupted, UnusableModel
 from mpo.gap_index import Floats
+from mpo.model_tokens import refuse_other_ids
 from mpo.policies import load_reward_model, score_head, to_training_device
 from mpo.records import read_pairs
 from mpo.reporter import Reporter, StageTask
@@ -84,13 +85,21 @@ def score_responses(
 
 
 def score_encoded(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> Tensor:
-    """Rewards of both responses of each pair: fp32, (n, 2), chosen first."""
+    """Rewards of both responses of each pair: fp32, (n, 2), chosen first. Raises UnusableModel where one is
+    not finite."""
     prompts = [pair.prompt_ids for pair in pairs for _ in range(2)]
     responses = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
     rewards = score_responses(model, prompts, responses).view(-1, 2)
     for row, pair in enumerate(pairs):
         if pair.chosen_ids == pair.rejected_ids:  # rounding must not make one of two equal responses win
             rewards[row, 1] = rewards[row, 0]
+    if not bool(torch.isfinite(rewards).all()):
+        row = int((~torch.isfinite(rewards)).any(dim=1).nonzero()[0])
+        raise UnusableModel(
+            f"The reward model gives the pair {pairs[row].id} a reward that is not finite: its training has "
+            "diverged, or its files are damaged.",
+            pair=pairs[row].id,
+        )
     return rewards
 
 
@@ -155,6 +164,7 @@ def score_pairs(task: StageTask, reporter: Reporter) -> None:
     config = task.config
     assert isinstance(config, ScoreStage)
     models = [model.path for model in task.inputs["reward_models"]]
+    refuse_other_ids(task, "reward_models", ("reward_models",))
     pairs = read_pairs(task.one("data").path)
     scorers = assign_scorers(prompt_groups(pairs), config, len(models))
     if config.scheme == "in_sample":

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mpo.adapters import open_policy, save_trained
 from mpo.batches import rows_at_once
 from mpo.config import SFTStage
+from mpo.errors import EmptySplit
 from mpo.policies import to_training_device
 from mpo.records import read_pairs, read_texts
 from mpo.reporter import Reporter, StageTask
@@ -56,14 +57,16 @@ def train_sft(task: StageTask, reporter: Reporter) -> None:
     """The stage `sft`: roles policy, data (pairs or texts) and perhaps base -> model.
 
     AdamW; the learning rate falls linearly from its peak to 0, without warm-up; gradients are clipped to norm
-    1; the loss is a mean over the response tokens of a step. Raises UnusableModel, NoChatTemplate,
-    TrainingDiverged, StageInterrupted.
+    1; the loss is a mean over the response tokens of a step. Raises EmptySplit, UnusableModel,
+    NoChatTemplate, TrainingDiverged, StageInterrupted.
     """
     config, source = task.config, task.one("policy").path
     assert isinstance(config, SFTStage)
     tokenizer = load_tokenizer(source)
     opened = open_policy(task, "policy")
     objective, encoding = _objective(task, config, tokenizer, opened.model)
+    if not objective.ids:
+        raise EmptySplit("There is no row to train on: the data of this stage are empty.", rows=0)
     training = Training(to_training_device(opened.model).train(), objective, config, task.seed)
     if task.resume:
         restore(training, task.resume)

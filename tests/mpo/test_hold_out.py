@@ -237,3 +237,12 @@ def test_equal_texts_stay_together(tmp_path: Path) -> None:
     assert (train.num_rows, held_out.num_rows) == (32, 8)
     assert not set(train["text"].to_pylist()) & set(held_out["text"].to_pylist())
     assert [text.id for text in read_texts(output / "train.parquet")] == train["id"].to_pylist()
+
+
+def test_held_out_rows_can_be_held_out_from_again(tmp_path: Path) -> None:
+    hold_out(tmp_path, [pair(n, f"prompt {n}") for n in range(40)])
+    (tmp_path / "again").mkdir()
+    inputs = {"data": (StageInput("train", tmp_path / "out" / "train.parquet"),)}
+    hold_out_groups(StageTask(HoldOutStage(), inputs, tmp_path / "again", seed=0), RecordingReporter())
+    groups = [row.group for row in read_pairs(tmp_path / "again" / "train.parquet")]
+    assert sorted(g for g in groups if g is not None) == sorted(set(groups))  # type: ignore[type-var]

@@ -56,3 +56,8 @@ def test_the_largest_length_that_is_given_is_named(config: SFTStage | PPOStage, 
     with pytest.raises(LengthsExceedContext) as caught:
         resolve_lengths(config, 64)
     assert caught.value.field == field
+
+
+def test_ppo_reads_no_response_of_the_data() -> None:
+    found = resolve_lengths(PPOStage(max_prompt_tokens=1900, max_new_tokens=100), 2048)
+    assert (found.max_prompt_tokens, found.max_new_tokens) == (1900, 100)

@@ -137,6 +137,15 @@ def test_a_changed_setting_runs_again_what_depends_on_it(
     assert ran == ["dpo", "ppo", "evaluate"]
 
 
+def test_a_weak_reward_model_fails_the_run_where_it_is_told_to(
+    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_stages(monkeypatch)
+    given = arguments(house, tmp_path / "out", on_weak="fail")
+    assert main([*given, "--accept-weak"]) == 1
+    assert "score: accuracy 0.51" in capsys.readouterr().err
+
+
 def test_a_failed_stage_is_one_line_and_the_traceback_is_in_a_file(
     house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

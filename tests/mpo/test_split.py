@@ -150,3 +150,18 @@ def test_many_rows_are_split_as_few(tmp_path: Path) -> None:
     for part in ("easy", "difficult"):
         expected = [id_ for id_, p in zip(table["id"], table["part"], strict=True) if p == part]
         assert ids(output / f"{part}.parquet") == expected
+
+
+def test_a_part_can_be_split_again(tmp_path: Path) -> None:
+    first = split(tmp_path, SplitStage(threshold=0.0))
+    pairs = [StageInput("easy", first / "easy.parquet")]
+    rows = pq.read_table(tmp_path / "scores.parquet")
+    kept = set(ids(first / "easy.parquet"))
+    chosen = pa.array([id_ in kept for id_ in rows["id"].to_pylist()])
+    pq.write_table(rows.filter(chosen), tmp_path / "s.parquet")
+    again = tmp_path / "again"
+    again.mkdir()
+    inputs = {"scores": (StageInput("s", tmp_path / "s.parquet"),), "data": tuple(pairs)}
+    split_by_gap(StageTask(SplitStage(threshold=1.0), inputs, again, seed=0), RecordingReporter())
+    assert [pair.gap for pair in read_pairs(again / "easy.parquet")] == [1.5, 3.0]
+    assert [pair.gap for pair in read_pairs(again / "difficult.parquet")] == [0.0, 0.25]

@@ -37,7 +37,7 @@ def test_a_pass_is_the_same_whenever_it_is_asked_for() -> None:
 )
 def test_large_batches_are_accumulated(tmp_path: Path, batch_pairs: int, micro: int, parts: int) -> None:
     task = task_of(DPOStage(batch_pairs=batch_pairs), tmp_path, {})
-    options = engine_config(dict, task, rows=100)
+    options = engine_config(dict, task, rows=9600)
     assert options["per_device_train_batch_size"] == micro
     assert options["gradient_accumulation_steps"] == parts
 
@@ -97,3 +97,16 @@ def test_nothing_is_sent_to_trls_authors(
     monkeypatch.setattr(base_trainer, "send_telemetry", lambda *args, **kwargs: sent.append(kwargs))
     train_dpo(task_of(DPOStage(engine="trl", max_steps=1), tmp_path / "dpo", inputs), RecordingReporter())
     assert sent == []
+
+
+def test_a_last_step_of_fewer_rows_is_a_mean_over_its_rows(inputs: Inputs, tmp_path: Path) -> None:
+    """40 rows a step in passes of 20 would weigh the last 10 of 70 rows like the 20 before them."""
+    data = write_pairs(tmp_path / "70.parquet", 70)
+    last = {}
+    for engine in ("native", "trl"):
+        reporter = RecordingReporter()
+        config = DPOStage(learning_rate=1e-3, batch_pairs=40, engine=engine)
+        train_dpo(task_of(config, tmp_path / engine, inputs | {"data": data}), reporter)
+        last[engine] = reporter.steps[-1][2]
+    assert last["trl"]["loss"] == pytest.approx(last["native"]["loss"], abs=1e-5)
+    assert last["trl"]["grad_norm"] == pytest.approx(last["native"]["grad_norm"], rel=1e-3)

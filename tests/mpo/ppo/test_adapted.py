@@ -171,3 +171,12 @@ def test_adapters_of_two_shapes_are_refused_before_training(house: Path, tmp_pat
     with pytest.raises(UnusableModel, match="has rank 4, and lora asks for 8"):
         train_ppo(ppo_task(house, tmp_path, config={"lora": LoRAConfig(rank=8, alpha=8)}), reporter)
     assert reporter.steps == []
+
+
+def test_a_moving_reference_that_is_the_base_starts_as_the_base(house: Path, tmp_path: Path) -> None:
+    fixed, moving = RecordingReporter(), RecordingReporter()
+    train_ppo(ppo_task(house, tmp_path / "fixed", reference=house / "base"), fixed)
+    config = {"ema_reference": 0.9}
+    train_ppo(ppo_task(house, tmp_path / "moving", reference=house / "base", config=config), moving)
+    assert moving.steps[0][2]["kl"] == fixed.steps[0][2]["kl"] != 0.0
+    assert moving.steps[1][2]["kl"] != fixed.steps[1][2]["kl"]

@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from mpo.config import PPOStage
-from mpo.errors import EmptySplit, StageInterrupted
+from mpo.errors import EmptySplit, StageInterrupted, UnusableModel
 from mpo.policies import load_policy
 from mpo.ppo.state import episode_counts
 from mpo.ppo.train import load_training, train_ppo
-from mpo.reporter import StageTask
+from mpo.reporter import StageInput, StageTask
 from tests.mpo.tiny import (
     RecordingReporter,
     task_of,
@@ -129,7 +131,7 @@ def test_one_prompt_is_enough(house: Path, tmp_path: Path) -> None:
 
 def test_without_a_prompt_there_is_nothing_to_train_on(house: Path, tmp_path: Path) -> None:
     none = write_pairs(tmp_path / "none.parquet", count=0)
-    with pytest.raises(EmptySplit, match="no pair is difficult"):
+    with pytest.raises(EmptySplit, match="the role prompts holds none"):
         train_ppo(ppo_task(house, tmp_path / "out", prompts=none), RecordingReporter())
 
 
@@ -177,3 +179,16 @@ def test_episodes_are_spread_evenly_over_the_iterations() -> None:
     assert episode_counts(PPOStage(rollout_prompts=64), 10) == [10]
     assert episode_counts(PPOStage(rollout_prompts=8, episodes=20), 5) == [6, 7, 7]
     assert episode_counts(PPOStage(rollout_prompts=8, max_steps=17), 80) == [8, 8]
+
+
+def test_models_of_another_vocabulary_are_refused_before_training(house: Path, tmp_path: Path) -> None:
+    task = ppo_task(house, tmp_path / "out")
+    other = tmp_path / "other"
+    shutil.copytree(house / "sft", other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 8}))
+    inputs = {**task.inputs, "reference": (StageInput("other", other),)}
+    reporter = RecordingReporter()
+    with pytest.raises(UnusableModel, match="other, the reference, has another vocabulary than dpo"):
+        train_ppo(replace(task, inputs=inputs), reporter)
+    assert reporter.steps == []

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from mpo.config import RewardModelStage, ScoreStage, SplitStage
-from mpo.errors import StageInterrupted
+from mpo.errors import StageInterrupted, UnusableModel
 from mpo.gap_index import fit_temperature
 from mpo.hold_out import assign_folds
 from mpo.policies import load_reward_model
@@ -236,3 +237,30 @@ def test_identical_responses_have_no_gap(tmp_path: Path) -> None:
     rewards = score_encoded(model, pairs)
     assert torch.equal(rewards[:, 0], rewards[:, 1])
     assert rewards[:, 0].std() > 0.01
+
+
+def test_reward_models_of_two_vocabularies_are_refused(
+    inputs: dict[str, Path | list[Path]], tmp_path: Path
+) -> None:
+    given = inputs["reward_models"]
+    assert isinstance(given, list)
+    first, second = (shutil.copytree(path, tmp_path / f"rm {n}") for n, path in enumerate(given[:2]))
+    vocabulary = json.loads((second / "tokenizer.json").read_text())
+    last = max(vocabulary["model"]["vocab"], key=vocabulary["model"]["vocab"].get)
+    vocabulary["model"]["vocab"]["another"] = vocabulary["model"]["vocab"].pop(last)
+    vocabulary["model"]["merges"] = []
+    (second / "tokenizer.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(UnusableModel, match="rm 1, the reward_models, has another vocabulary than rm 0"):
+        score_pairs(
+            task_of(CONFIG, tmp_path / "score", inputs | {"reward_models": [first, second]}),
+            RecordingReporter(),
+        )
+
+
+def test_a_reward_that_is_not_finite_names_its_pair(tmp_path: Path) -> None:
+    model = load_reward_model(write_reward_model(tmp_path / "rm", write_policy(tmp_path / "base")))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = float("nan")
+    pairs = [EncodedPair(str(n), [1, 4], [5, n, 2], [6, 2], True, True) for n in (5, 6, 7, 8)]
+    with pytest.raises(UnusableModel, match="gives the pair 7 a reward that is not finite"):
+        score_encoded(model, pairs)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from mpo.config import SFTStage
-from mpo.errors import StageInterrupted, TrainingDiverged
+from mpo.errors import EmptySplit, StageInterrupted, TrainingDiverged
 from mpo.policies import load_policy
-from mpo.records import TEXT_SCHEMA
+from mpo.records import TEXT_SCHEMA, write_rows
 from mpo.reporter import StageTask
 from mpo.sft.train import train_sft
 from mpo.tokenization import load_tokenizer
@@ -143,3 +143,12 @@ def test_a_loss_that_is_not_finite_stops_the_training(
     assert set(caught.value.facts["rows"]) < {str(row) for row in range(22)}
     assert "no step was taken" in str(caught.value)
     assert not (tmp_path / "sft" / "model").exists()
+
+
+def test_no_row_is_an_error(inputs: dict[str, Path | list[Path]], tmp_path: Path) -> None:
+    write_rows(tmp_path / "none.parquet", [])
+    with pytest.raises(EmptySplit, match="no row to train on"):
+        train_sft(
+            task_of(SFTStage(), tmp_path / "sft", inputs | {"data": tmp_path / "none.parquet"}),
+            RecordingReporter(),
+        )
