@@ -167,7 +167,7 @@ def run_plan(request: RunRequest) -> str | None:
     """
     started = time.monotonic()
     stages = plan_run(request)
-    leaves, keys, report = _read_leaves(request)
+    leaves, keys, reports = _read_leaves(request)
     run = Run(request, stages, leaves, plan_keys(stages, keys))
     for name, warnings in plan_warnings(stages).items():
         for warning in warnings:
@@ -176,13 +176,13 @@ def run_plan(request: RunRequest) -> str | None:
         ran = _finish_stage(run, stage, f"[{number}/{len(stages)}] {stage.name}")
         if pause := _pause(run, stage, ran):
             return pause
-    _write_json(request.out / "report.json", build_report(run.summaries, request.spec, report))
+    _write_json(request.out / "report.json", build_report(run.summaries, request.spec, *reports))
     run.say(f"done in {clock(time.monotonic() - started)}: {request.out / 'report.json'}")
     return None
 
 
-def _read_leaves(request: RunRequest) -> tuple[dict[Source, Path], dict[Source, InputKey], Summary]:
-    """Paths and keys of the inputs that no stage makes, and what validation found in the pairs."""
+def _read_leaves(request: RunRequest) -> tuple[dict[Source, Path], dict[Source, InputKey], list[Summary]]:
+    """Paths and keys of the inputs that no stage makes, and what validation found in each file of pairs."""
     model = Source.model(_model_name(request))
     paths = {model: request.model}
     keys: dict[Source, InputKey] = {model: (folder_digest(request.model), "model")}
@@ -194,7 +194,7 @@ def _read_leaves(request: RunRequest) -> tuple[dict[Source, Path], dict[Source, 
             keys[source] = (key, source.output)
             paths[source] = request.out / DATA / f"{name}.parquet"
             reports.append(_validate(request, file, name, key))
-    return paths, keys, reports[0]
+    return paths, keys, reports
 
 
 def _validate(request: RunRequest, file: Path, name: str, key: str) -> Summary:

@@ -19,13 +19,16 @@ Summary = Mapping[str, object]
 
 
 def build_report(
-    summaries: Mapping[str, Summary], spec: JobSpec, dataset: Summary | None = None
+    summaries: Mapping[str, Summary],
+    spec: JobSpec,
+    dataset: Summary | None = None,
+    eval_dataset: Summary | None = None,
 ) -> dict[str, object]:
     """The report as JSON values: data, reward_model, gaps, split, stages and evaluation.
 
     summaries: by stage name, of the stages that there are; a part whose stage is missing is None. Of explicit
-    stages the first of its kind stands for a part, and `stages` holds all. dataset: what validation found in
-    the pairs' file.
+    stages the first of its kind stands for a part, and `stages` holds all. dataset, eval_dataset: what
+    validation found in the files of pairs.
     """
     named = {name: name for name in summaries} if spec.method else _first_of_kind(spec)
     trained = ("sft", "dpo", "ppo") if spec.method else tuple(summaries)
@@ -38,7 +41,7 @@ def build_report(
         "name": spec.name,
         "method": METHODS[spec.method.type] if spec.method else EXPLICIT,
         "spec": spec.model_dump(mode="json"),
-        "data": {"dataset": dataset, "hold_out": part("hold_out")},
+        "data": {"dataset": dataset, "eval_dataset": eval_dataset, "hold_out": part("hold_out")},
         "reward_model": {
             "final": part("reward_model"),
             "folds": {name: summaries[name] for name in _folds(spec, summaries)},
@@ -61,7 +64,21 @@ def _first_of_kind(spec: JobSpec) -> dict[str, str]:
         word = "judge" if node.name in judges or f"{node.name}.model" in judges else node.kind
         if node.name not in folds:
             found.setdefault(word, node.name)
+    if _trained_against(spec, found.get("judge", "")):
+        found.setdefault("reward_model", found["judge"])
     return found
+
+
+def _trained_against(spec: JobSpec, judge: str) -> bool:
+    """Whether the judge gives rewards in another role too."""
+    sources = [
+        source
+        for node in spec.stages or []
+        for role, given in node.inputs.items()
+        if role in {"reward_model", "reward_models"}
+        for source in ([given] if isinstance(given, str) else given)
+    ]
+    return judge in {source.removesuffix(".model") for source in sources}
 
 
 def _folds(spec: JobSpec, summaries: Mapping[str, Summary]) -> list[str]:

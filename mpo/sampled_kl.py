@@ -25,8 +25,8 @@ def sampled_kl(
 
     model, base: folders of policies of one vocabulary; prompts, responses: token ids, each not empty. The
     responses are the model's own: where they were sampled at temperature 1, the mean over them estimates the
-    KL of whole responses, with less noise than the sampled tokens' log-ratios. should_stop: called with the number of responses done after
-    each batch; what it raises ends the work. Raises UnusableModel.
+    KL of whole responses, with less noise than the sampled tokens' log-ratios. should_stop: called with the
+    number of responses done after each batch; what it raises ends the work. Raises UnusableModel.
     """
     policy, reference = load_still(load_policy, model), load_still(load_policy, base)
     longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))

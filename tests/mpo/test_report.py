@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from mpo.job_spec import JobSpec, MPOMethod
 from mpo.report import build_report
 
@@ -14,9 +16,13 @@ def test_every_stage_has_its_place_and_a_missing_one_is_null() -> None:
         "score": {"weak": False},
         "dpo": {"loss_last": 0.5},
     }
-    report = build_report(summaries, spec, {"rows": 10})
+    report = build_report(summaries, spec, {"rows": 10}, {"rows": 3})
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert report["data"] == {"dataset": {"rows": 10}, "hold_out": {"groups": 9}}
+    assert report["data"] == {
+        "dataset": {"rows": 10},
+        "eval_dataset": {"rows": 3},
+        "hold_out": {"groups": 9},
+    }
     assert report["reward_model"] == {
         "final": {"accuracy": 0.7},
         "folds": {"reward_model_fold_1": {"loss_last": 0.6}},
@@ -47,6 +53,17 @@ def test_explicit_stages_are_reported_by_name_and_found_by_kind() -> None:
         "judge": {"of": "look"},
     }
     assert (report["gaps"], report["split"], report["evaluation"]) == ({"of": "gaps"}, None, {"of": "end"})
+
+
+@pytest.mark.parametrize(("read_as", "final"), [("reward_model", {"of": "look"}), ("judge", None)])
+def test_a_judge_that_was_trained_against_is_the_reward_model_too(read_as: str, final: object) -> None:
+    stages = [
+        {"name": "look", "kind": "reward_model", "inputs": {}},
+        {"name": "ppo", "kind": "ppo", "inputs": {read_as: "look.model"}},
+        {"name": "end", "kind": "evaluate", "inputs": {"judge": "look"}},
+    ]
+    report = build_report({"look": {"of": "look"}}, JobSpec.model_validate({"stages": stages}))
+    assert report["reward_model"] == {"final": final, "folds": {}, "judge": {"of": "look"}}
 
 
 def test_a_report_names_the_method_that_ran() -> None:
