@@ -7,6 +7,7 @@ that trains adapters goes on from there: nothing is merged while training.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,9 @@ class AdaptedBase:
         set_peft_model_state_dict(self.wrapped(), self.state(of), adapter_name=name)
 
     def _add(self, name: str, config: LoraConfig, seed: int) -> None:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft asks transformers for something by its old name.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             torch.manual_seed(seed)
             if self.peft is None:
                 self.peft = get_peft_model(self.model, config, adapter_name=name)
