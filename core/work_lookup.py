@@ -9,7 +9,7 @@ from core import queue
 from core.database import Transaction
 from core.errors import NotFound
 from core.states import LIVE
-from core.tables import Artifact, ArtifactReference, BaseModelRow, Dataset, Job, Run, StageRow
+from core.tables import Artifact, ArtifactReference, BaseModelRow, Dataset, Job, JobInput, Run, StageRow
 from core.work_items import NewRun
 
 
@@ -111,7 +111,16 @@ def _resolve(
         dataset = tx.session.get_one(Dataset, source["name"])
         location, digest = dataset.rows_location or "", dataset.rows_sha256 or ""
         return _input("dataset", dataset.id, dataset.id, location, digest)
-    return locate_model(tx, job.owner, source["name"])
+    return _held_model(tx, job, source["name"])
+
+
+def _held_model(tx: Transaction, job: Job, name: str) -> dict[str, Any]:
+    """The model that the name stood for when the job was made: the job's keys were made from it."""
+    held = tx.session.get(JobInput, (job.id, "model", name))
+    if held is None or held.artifact_id is None:
+        return locate_model(tx, job.owner, name)
+    artifact = tx.session.get_one(Artifact, held.artifact_id)
+    return _input("artifact", artifact.id, name, artifact.location, artifact.sha256)
 
 
 def _input(kind: str, id_: str, name: str, location: str, sha256: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def create_job(tx: Transaction, owner: str, spec: CreateJob) -> Job:
     tx.session.add(job)
     tx.session.flush()
     tx.session.add_all(rows_of_plan(job.id, plan.stages, plan.keys))
-    tx.session.add_all(JobInput(job_id=job.id, kind=s.kind, name=s.name) for s in plan.leaves.keys)
+    tx.session.add_all(_inputs(job, plan))
     tx.session.flush()
     _refer_to_models(tx, job, plan)
     write_event(tx, job, "job.created", "The job has been created")
@@ -102,8 +102,16 @@ def _job_row(owner: str, spec: CreateJob, plan: Plan) -> Job:
     )
 
 
+def _inputs(job: Job, plan: Plan) -> list[JobInput]:
+    trained = {source: artifact.id for source, artifact in plan.leaves.artifacts.items()}
+    return [
+        JobInput(job_id=job.id, kind=s.kind, name=s.name, artifact_id=trained.get(s))
+        for s in plan.leaves.keys
+    ]
+
+
 def _refer_to_models(tx: Transaction, job: Job, plan: Plan) -> None:
-    artifacts = {artifact.id for artifact in plan.leaves.artifacts}
+    artifacts = {artifact.id for artifact in plan.leaves.artifacts.values()}
     rows = [{"artifact_id": i, "job_id": job.id, "stage_name": JOB_ITSELF} for i in sorted(artifacts)]
     if rows:
         tx.session.execute(upsert(ArtifactReference).values(rows))

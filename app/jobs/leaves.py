@@ -49,7 +49,7 @@ class Leaves:
     things: dict[Source, Thing] = field(default_factory=dict)
     datasets: dict[Source, Dataset] = field(default_factory=dict)
     models: dict[Source, BaseModelRow] = field(default_factory=dict)
-    artifacts: list[Artifact] = field(default_factory=list)
+    artifacts: dict[Source, Artifact] = field(default_factory=dict)
 
     def contexts(self) -> dict[Source, int]:
         """Context of each model, in tokens."""
@@ -66,10 +66,10 @@ def find_leaves(tx: Transaction, owner: str, named: Mapping[Source, Loc]) -> Lea
             leaves.things[source], leaves.datasets[source] = ROWS[dataset.kind], dataset
         elif ":" in source.name:
             stage, artifact = _trained_model(tx, owner, source.name, loc)
-            leaves.keys[source] = (stage.key, "model")
+            leaves.keys[source] = (artifact.key, "model")
             leaves.things[source] = MADE[stage.kind]["model"]
             leaves.models[source] = _base_of(tx.session, stage)
-            leaves.artifacts.append(artifact)
+            leaves.artifacts[source] = artifact
         else:
             base = _base_model(tx, source.name, loc)
             leaves.keys[source] = (base.sha256, "model")
@@ -100,9 +100,8 @@ def leaf_keys(session: Session, job: Job) -> dict[Source, InputKey]:
         if leaf.kind == "dataset":
             keys[Source.dataset(leaf.name)] = dataset_leaf(session.get_one(Dataset, leaf.name))
         elif ":" in leaf.name:
-            job_id, _, stage_name = leaf.name.partition(":")
-            stage = session.get_one(StageRow, (job_id, stage_name))
-            keys[Source.model(leaf.name)] = (stage.key, "model")
+            # Not the key of the stage of this name: that stage may have begun anew, and be another's since.
+            keys[Source.model(leaf.name)] = (session.get_one(Artifact, leaf.artifact_id).key, "model")
         else:
             base = session.get_one(BaseModelRow, leaf.name)
             keys[Source.model(leaf.name)] = (base.sha256, "model")

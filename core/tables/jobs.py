@@ -50,7 +50,12 @@ class Job(Versioned, Base):
 
 
 class JobInput(Base):
-    """A dataset or a model that a job uses and does not make: neither is deleted while the job is live."""
+    """A dataset or a model that a job uses and does not make: neither is deleted while the job is live.
+
+    artifact_id: what a trained model's name stood for when the job was made. The name may come to stand for
+    another model, as its stage runs anew when its job is resumed with another split; the keys of this job
+    speak of the first.
+    """
 
     __tablename__ = "job_inputs"
     __table_args__ = (
@@ -61,6 +66,7 @@ class JobInput(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     kind: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
+    artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id"))
 
 
 class StageRow(Base):

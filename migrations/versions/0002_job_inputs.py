@@ -13,6 +13,12 @@ SELECT id, 'dataset', dataset_id FROM jobs
 UNION SELECT id, 'dataset', eval_dataset_id FROM jobs WHERE eval_dataset_id IS NOT NULL
 UNION SELECT id, 'model', model FROM jobs
 """
+# The version before held a job's trained model by the one reference that is no stage's.
+TRAINED = """
+UPDATE job_inputs SET artifact_id = held.artifact_id FROM artifact_references AS held
+WHERE held.job_id = job_inputs.job_id AND held.stage_name = ''
+AND job_inputs.kind = 'model' AND position(':' IN job_inputs.name) > 0
+"""
 
 revision = "0002"
 down_revision = "0001"
@@ -26,14 +32,17 @@ def upgrade() -> None:
         sa.Column("job_id", sa.String(), nullable=False),
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
+        sa.Column("artifact_id", sa.String(), nullable=True),
         sa.CheckConstraint("kind IN ('dataset', 'model')", name=op.f("ck_job_inputs_kind")),
         sa.ForeignKeyConstraint(
             ["job_id"], ["jobs.id"], name=op.f("fk_job_inputs_job_id"), ondelete="CASCADE"
         ),
+        sa.ForeignKeyConstraint(["artifact_id"], ["artifacts.id"], name=op.f("fk_job_inputs_artifact_id")),
         sa.PrimaryKeyConstraint("job_id", "kind", "name", name=op.f("pk_job_inputs")),
     )
     op.create_index("ix_job_inputs_kind_name", "job_inputs", ["kind", "name"], unique=False)
     op.execute(NAMED_BY_JOBS)
+    op.execute(TRAINED)
     op.add_column("stages", sa.Column("base", sa.String(), nullable=True))
     op.execute(BASES)
     op.alter_column("jobs", "model", nullable=True)

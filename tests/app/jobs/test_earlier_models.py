@@ -1,0 +1,66 @@
+"""Models of earlier jobs: a job goes on with the very model that it was made with."""
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.app.jobs.factories import runs_of, stage_row, work_until
+from tests.app.jobs.stages import Nodes, mpo_nodes
+
+DPO = {"type": "dpo", "sft": None, "evaluate": None}
+
+
+@pytest.fixture
+def nodes(model: str, dataset: str) -> Nodes:
+    return mpo_nodes(model, dataset)
+
+
+def create(client: TestClient, **spec: Any) -> dict[str, Any]:
+    response = client.post("/v1/jobs", json=spec)
+    assert response.status_code == 202, response.text
+    job: dict[str, Any] = response.json()
+    return job
+
+
+def resume_with(client: TestClient, job: dict[str, Any], threshold: float) -> None:
+    path = f"/v1/jobs/{job['id']}"
+    assert client.post(f"{path}/pause").status_code == 200
+    assert client.post(f"{path}/resume", json={"parts": {"threshold": threshold}}).status_code == 200
+
+
+def test_a_model_that_is_made_anew_stays_what_it_was_for_the_jobs_that_read_it(
+    client: TestClient, nodes: Nodes, dataset: str
+) -> None:
+    earlier = create(client, stages=nodes)
+    assert work_until("second") is not None
+    first = f"{earlier['id']}:first"
+    before = stage_row(earlier["id"], "first").artifacts["model"]
+    later = create(client, model=first, dataset=dataset, method=DPO, seed=9)
+    resume_with(client, earlier, 2.0)
+    assert stage_row(earlier["id"], "first").artifacts == {}
+    work_until()
+    assert client.get(f"/v1/jobs/{later['id']}").json()["status"] == "succeeded"
+    read = next(run.inputs["policy"][0] for run in runs_of(later["id"]) if run.kind == "dpo")
+    assert (read["id"], read["name"]) == (before, first)
+    # The name stands for another model now, and a new job for another key.
+    assert stage_row(earlier["id"], "first").artifacts["model"] != before
+    again = {"model": first, "dataset": dataset, "method": DPO, "seed": 9}
+    planned = client.post("/v1/jobs?dry_run=true", json=again).json()["stages"]
+    assert planned[-1]["key"] != stage_row(later["id"], "dpo").key
+
+
+def test_another_split_keeps_the_key_of_a_model_that_was_made_anew(client: TestClient, nodes: Nodes) -> None:
+    earlier = create(client, stages=nodes)
+    assert work_until("second") is not None
+    mine = mpo_nodes(f"{earlier['id']}:first", nodes[0]["inputs"]["data"])
+    later = create(client, stages=mine, pause_after=["parts"])
+    mine[3]["threshold"] = 2.0
+    expected = client.post("/v1/jobs?dry_run=true", json={"stages": mine}).json()["stages"]
+    resume_with(client, earlier, 0.5)
+    work_until()
+    response = client.post(f"/v1/jobs/{later['id']}/resume", json={"parts": {"threshold": 2.0}})
+    assert response.status_code == 200, response.text
+    assert {s["name"]: s["key"] for s in expected} == {
+        s["name"]: stage_row(later["id"], s["name"]).key for s in expected
+    }
