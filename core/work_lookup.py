@@ -71,6 +71,8 @@ def locate_model(tx: Transaction, owner: str, name: str) -> dict[str, Any]:
     if artifact_id is None:
         raise NotFound(f"There is no trained model {name!r}, or it is not ready yet", model=name)
     artifact = tx.session.get_one(Artifact, artifact_id)
+    if artifact.deleted_at is not None:
+        raise NotFound(f"The trained model {name!r} has been deleted", model=name)
     return _input("artifact", artifact.id, name, artifact.location, artifact.sha256)
 
 

@@ -4,7 +4,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, and_, delete, func, not_, select
 from sqlalchemy.orm import Session
 
 from app.models.queries import find_model
@@ -84,15 +84,30 @@ def delete_trained_model(tx: Transaction, owner: str, name: str) -> None:
         raise ModelInUse(f"Job {job_id} has not finished", job=job_id)
     artifact = tx.session.get_one(Artifact, artifact_id, with_for_update=True)
     _refuse_if_live(tx, name)
-    references = ArtifactReference.artifact_id == artifact_id
-    other = tx.session.scalar(
-        select(ArtifactReference.job_id).where(references, ArtifactReference.job_id != job_id).limit(1)
-    )
-    if other is not None:
-        raise ModelInUse(f"Job {other} uses this model too", job=other)
-    tx.session.execute(delete(ArtifactReference).where(references))
+    _refuse_if_shared(tx, stage, artifact)
+    tx.session.execute(delete(ArtifactReference).where(*_references(stage, artifact)))
     stage.artifacts = {output: id_ for output, id_ in stage.artifacts.items() if output != "model"}
     artifact.deleted_at = tx.session.scalar(select(func.clock_timestamp()))
+
+
+def _references(stage: StageRow, artifact: Artifact) -> list[ColumnElement[bool]]:
+    """That a reference to the artifact is the stage's own."""
+    return [
+        ArtifactReference.artifact_id == artifact.id,
+        ArtifactReference.job_id == stage.job_id,
+        ArtifactReference.stage_name == stage.name,
+    ]
+
+
+def _refuse_if_shared(tx: Transaction, stage: StageRow, artifact: Artifact) -> None:
+    """Stages of one key share an artifact: of other jobs, and of one job."""
+    statement = select(ArtifactReference.job_id, ArtifactReference.stage_name).where(
+        ArtifactReference.artifact_id == artifact.id, not_(and_(*_references(stage, artifact)))
+    )
+    other = tx.session.execute(statement.limit(1)).one_or_none()
+    if other is not None:
+        user = f"{other.job_id}:{other.stage_name}" if other.stage_name else f"Job {other.job_id}"
+        raise ModelInUse(f"{user} uses this model too", job=other.job_id)
 
 
 def _refuse_if_live(tx: Transaction, name: str) -> None:

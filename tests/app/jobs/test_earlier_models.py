@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from core.database import open_transaction
+from core.tables import Artifact
 from tests.app.jobs.factories import runs_of, stage_row, work_until
 from tests.app.jobs.stages import Nodes, mpo_nodes
 
@@ -64,3 +66,43 @@ def test_another_split_keeps_the_key_of_a_model_that_was_made_anew(client: TestC
     assert {s["name"]: s["key"] for s in expected} == {
         s["name"]: stage_row(later["id"], s["name"]).key for s in expected
     }
+
+
+def test_a_model_that_two_stages_share_is_not_deleted_under_the_other(
+    client: TestClient, model: str, dataset: str
+) -> None:
+    inputs = {"policy": model, "data": dataset}
+    job = create(client, stages=[{"name": n, "kind": "sft", "inputs": inputs} for n in ("one", "two")])
+    work_until()
+    assert stage_row(job["id"], "one").artifacts == stage_row(job["id"], "two").artifacts
+    for name, other in (("one", "two"), ("two", "one")):
+        refused = client.delete(f"/v1/models/{job['id']}:{name}")
+        assert (refused.status_code, refused.json()["code"]) == (409, "model_in_use")
+        assert f"{job['id']}:{other}" in refused.json()["detail"]
+        assert client.get(f"/v1/models/{job['id']}:{name}/files").status_code == 200
+
+
+def test_a_model_that_a_finished_job_was_made_with_is_kept_for_it(
+    client: TestClient, model: str, dataset: str
+) -> None:
+    stage = {"name": "one", "kind": "sft", "inputs": {"policy": model, "data": dataset}}
+    earlier = create(client, stages=[stage])
+    work_until()
+    name = f"{earlier['id']}:one"
+    later = create(client, model=name, dataset=dataset, method=DPO)
+    work_until()
+    refused = client.delete(f"/v1/models/{name}")
+    assert refused.json()["detail"] == f"Job {later['id']} uses this model too"
+    assert client.delete(f"/v1/jobs/{later['id']}").status_code == 200
+    assert client.delete(f"/v1/models/{name}").status_code == 200
+    assert client.get(f"/v1/models/{name}").status_code == 404
+
+
+def test_a_deleted_artifact_is_no_model(client: TestClient, model: str, dataset: str) -> None:
+    stage = {"name": "one", "kind": "sft", "inputs": {"policy": model, "data": dataset}}
+    job = create(client, stages=[stage])
+    work_until()
+    with open_transaction() as tx:
+        artifact = tx.session.get_one(Artifact, stage_row(job["id"], "one").artifacts["model"])
+        artifact.deleted_at = artifact.created_at
+    assert client.get(f"/v1/models/{job['id']}:one/files").status_code == 404
