@@ -76,8 +76,8 @@ def pause_job(tx: Transaction, job: Job, stages: list[StageRow]) -> None:
 def resume_job(tx: Transaction, job: Job, stages: list[StageRow]) -> None:
     """Lift the job's pause. A stage that was paused looks for work anew: its key's checkpoint is kept."""
     pause = job.pause or {}
-    if pause.get("reason") == "weak_reward_model":
-        job.accepts_weak = True
+    if pause.get("reason") == "weak_reward_model" and _stands(stages, pause["stage"]):
+        job.weak_accepted = [*job.weak_accepted, pause["stage"]]
     if pause.get("stage"):
         job.pauses_taken = [*job.pauses_taken, pause["stage"]]
     for stage in stages:
@@ -98,6 +98,8 @@ def reset_stage(tx: Transaction, job: Job, stage: StageRow) -> None:
             ArtifactReference.job_id == job.id, ArtifactReference.stage_name == stage.name
         )
     )
+    # What is scored anew may be as weak, and is then asked about anew.
+    job.weak_accepted = [name for name in job.weak_accepted if name != stage.name]
     stage.status, stage.cached, stage.run_id = StageState.WAITING, False, None
     stage.artifacts, stage.summary, stage.error = {}, None, None
     stage.started_at = stage.finished_at = None
@@ -117,6 +119,11 @@ def jobs_waiting_on(tx: Transaction, run: Run) -> list[str]:
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _stands(stages: list[StageRow], name: str) -> bool:
+    """Whether what a pause is about is still there: the resume may have reset it."""
+    return any(stage.name == name and stage.status == StageState.SUCCEEDED for stage in stages)
 
 
 def _owns(tx: Transaction, job: Job, run_id: str) -> bool:
@@ -242,7 +249,9 @@ def _held_names(job: Job, stages: list[StageRow]) -> set[str]:
 
 def _is_weak(job: Job, stage: StageRow) -> bool:
     """Whether the stage found its reward models weak, that holds the job, and nobody has accepted it."""
-    return _found_weak(stage) and stage.config.get("on_weak") != "warn" and not job.accepts_weak
+    on_weak = stage.config.get("on_weak")
+    accepted = on_weak == "warn" or (on_weak != "fail" and stage.name in job.weak_accepted)
+    return _found_weak(stage) and not accepted
 
 
 def _found_weak(stage: StageRow) -> bool:

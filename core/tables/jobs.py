@@ -13,7 +13,8 @@ from core.tables.base import Base, Counter, CreatedAt, Json, JsonOrNull, Moment,
 class Job(Versioned, Base):
     """A spec and what became of it. `event_counter` is the id of the job's newest event.
 
-    model, dataset_id: those that the spec names first; `JobInput` has all.
+    model, dataset_id: those that the spec names first; `JobInput` has all. weak_accepted: score stages whose
+    weak reward models a person has accepted. accepts_weak: read by the version before alone.
     """
 
     __tablename__ = "jobs"
@@ -41,6 +42,7 @@ class Job(Versioned, Base):
     pauses_taken: Mapped[list[str]] = mapped_column(ARRAY(String), server_default=text("'{}'"))
     pause: Mapped[JsonOrNull]
     accepts_weak: Mapped[bool] = mapped_column(server_default=text("false"))
+    weak_accepted: Mapped[list[str]] = mapped_column(ARRAY(String), server_default=text("'{}'"))
     error: Mapped[JsonOrNull]
     event_counter: Mapped[Counter]
     created_at: Mapped[CreatedAt]

@@ -1,7 +1,8 @@
-"""all datasets and models of a job, and what each stage's model began as"""
+"""all datasets and models of a job, what each stage's model began as, which weak scores are accepted"""
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 BASES = """
 UPDATE stages SET base = jobs.model FROM jobs
@@ -18,6 +19,13 @@ TRAINED = """
 UPDATE job_inputs SET artifact_id = held.artifact_id FROM artifact_references AS held
 WHERE held.job_id = job_inputs.job_id AND held.stage_name = ''
 AND job_inputs.kind = 'model' AND position(':' IN job_inputs.name) > 0
+"""
+ACCEPTED = """
+UPDATE jobs SET weak_accepted = ARRAY(
+    SELECT stages.name FROM stages
+    WHERE stages.job_id = jobs.id AND stages.kind = 'score' AND stages.status = 'succeeded'
+    AND stages.summary @> '{"weak": true}'
+) WHERE jobs.accepts_weak
 """
 
 revision = "0002"
@@ -45,6 +53,9 @@ def upgrade() -> None:
     op.execute(TRAINED)
     op.add_column("stages", sa.Column("base", sa.String(), nullable=True))
     op.execute(BASES)
+    weak = sa.Column("weak_accepted", postgresql.ARRAY(sa.String()), server_default="{}", nullable=False)
+    op.add_column("jobs", weak)
+    op.execute(ACCEPTED)
     op.alter_column("jobs", "model", nullable=True)
     op.alter_column("jobs", "dataset_id", nullable=True)
 
@@ -53,6 +64,7 @@ def downgrade() -> None:
     # Refused by the database where a job names no model or no dataset: the version before knows no such job.
     op.alter_column("jobs", "dataset_id", nullable=False)
     op.alter_column("jobs", "model", nullable=False)
+    op.drop_column("jobs", "weak_accepted")
     op.drop_column("stages", "base")
     op.drop_index("ix_job_inputs_kind_name", table_name="job_inputs")
     op.drop_table("job_inputs")
