@@ -146,9 +146,10 @@ class PlannedPairs:
     def pairs(self, rows: Sequence[int]) -> list[PairView]:
         """The pairs of these rows, their texts read from the data."""
         scores, found = self.scored.read_scores(), []
-        places = match_scores(self.scored.data, scores)
+        data = self.scored.data()
+        places = match_scores(data, scores)
         data_row = {int(place): row for row, place in enumerate(places) if place >= 0}
-        texts = read_rows(self.scored.data, [data_row[row] for row in rows]).to_pylist()
+        texts = read_rows(data, [data_row[row] for row in rows]).to_pylist()
         for row, values in zip(rows, texts, strict=True):
             why = WHY[self.why[row]]
             numbers = {

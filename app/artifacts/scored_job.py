@@ -1,9 +1,9 @@
 """The scores of a job, found in the store and opened: what histogram, previews and pairs are read from."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,13 +36,19 @@ class NotScoredYet(Conflict):
     retryable = True
 
 
+class DataDeleted(Conflict):
+    """The pairs were a dataset's that has been deleted: their gaps are known, their texts are not."""
+
+    code, title = "dataset_deleted", "The pairs have been deleted"
+
+
 @dataclass(frozen=True)
 class ScoredJob:
     """A job whose pairs have rewards. split: its configuration, whether it has run (`parts`) or not yet; with
     every default where the job has none.
 
-    reward_model: name of what PPO maximizes, else of what scored first. scores, data: local files. parts:
-    files by output name of the split, once it has run.
+    reward_model: name of what PPO maximizes, else of what scored first. scores: a local file. parts: files by
+    output name of the split, once it has run. find_data: see `data`.
     """
 
     job: Job
@@ -50,8 +56,15 @@ class ScoredJob:
     scored_by: str
     split: SplitStage
     scores: Path
-    data: Path
     parts: dict[str, Path] | None
+    find_data: Callable[[], Path]
+
+    def data(self) -> Path:
+        """The rows that the split reads, as a local file; looked up by the session that found the job.
+
+        Raises NotScoredYet where they are not made yet, DataDeleted where they are a dataset's that has gone.
+        """
+        return self.find_data()
 
     def index(self) -> "GapIndex":
         """The gaps in order: of the split's own index, else in memory."""
@@ -78,17 +91,17 @@ def find_scored_job(session: Session, owner: str, job_id: str) -> ScoredJob:
         raise NeverScored()
     if score.status != StageState.SUCCEEDED:
         raise NotScoredYet()
-    files = {"scores": _output(session, score, "scores"), "data": _data(session, split or score, stages)}
+    files: dict[str, Path] = {}
     if split is not None and split.status == StageState.SUCCEEDED:
-        files |= {output: _output(session, split, output) for output in (*TARGETS, "split", "gaps")}
+        files = {output: _output(session, split, output) for output in (*TARGETS, "split", "gaps")}
     return ScoredJob(
         job=job,
         reward_model=_reward_model(job, score, stages),
         scored_by=str((score.summary or {}).get("scored_by") or score.config["scheme"]),
         split=SplitStage.model_validate(split.config if split is not None else {}),
-        scores=files.pop("scores"),
-        data=files.pop("data"),
+        scores=_output(session, score, "scores"),
         parts=files or None,
+        find_data=partial(_data, session, split or score, stages),
     )
 
 
@@ -104,8 +117,13 @@ def _data(session: Session, stage: StageRow, stages: Mapping[str, StageRow]) -> 
     """The file of the rows that a stage reads: another stage's output, or a dataset's."""
     source = stage.inputs["data"][0]
     if source["kind"] == "stage":
-        return _output(session, stages[source["name"]], source["output"])
+        made_by = stages[source["name"]]
+        if made_by.status != StageState.SUCCEEDED:
+            raise NotScoredYet(f"The rows of {made_by.name} are not made yet: wait until it has succeeded")
+        return _output(session, made_by, source["output"])
     dataset = session.get_one(Dataset, source["name"])
+    if dataset.deleted_at is not None:
+        raise DataDeleted(f"{dataset.id} has been deleted, and the texts of the pairs with it")
     return _local(dataset.rows_location or "", dataset.id)
 
 
