@@ -59,7 +59,7 @@ def locate_model(tx: Transaction, owner: str, name: str) -> dict[str, Any]:
     if ":" not in name:
         base = tx.session.get(BaseModelRow, name)
         if base is None or base.deleted_at is not None:
-            raise NotFound(f"There is no model {name!r}", model=name)
+            raise NotFound("There is no model of that name", model=name)
         return _input("model", name, name, f"file://{base.path}", base.sha256)
     job_id, _, stage_name = name.partition(":")
     stage = tx.session.scalar(
@@ -69,10 +69,10 @@ def locate_model(tx: Transaction, owner: str, name: str) -> dict[str, Any]:
     )
     artifact_id = stage.artifacts.get("model") if stage else None
     if artifact_id is None:
-        raise NotFound(f"There is no trained model {name!r}, or it is not ready yet", model=name)
+        raise NotFound("There is no trained model of that name, or it is not ready yet", model=name)
     artifact = tx.session.get_one(Artifact, artifact_id)
     if artifact.deleted_at is not None:
-        raise NotFound(f"The trained model {name!r} has been deleted", model=name)
+        raise NotFound("The trained model of that name has been deleted", model=name)
     return _input("artifact", artifact.id, name, artifact.location, artifact.sha256)
 
 

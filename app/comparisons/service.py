@@ -170,7 +170,7 @@ def _located(tx: Transaction, owner: str, name: str, kind: str, loc: tuple[str |
     try:
         found = locate_model(tx, owner, name)
     except NotFound as error:
-        raise Unprocessable(error.detail, loc=loc) from error
+        raise Unprocessable(f"{error.detail}: /v1/models lists those there are", loc=loc) from error
     if found["kind"] == "model":
         actual = tx.session.get_one(BaseModelRow, found["id"]).kind
     else:
@@ -178,7 +178,7 @@ def _located(tx: Transaction, owner: str, name: str, kind: str, loc: tuple[str |
         actual = "reward_model" if trained.startswith("reward_model") else "policy"
     if actual != kind:
         wanted = "a reward model" if kind == "reward_model" else "a model that writes responses"
-        raise Unprocessable(f"{name!r} is not {wanted}", loc=loc)
+        raise Unprocessable(f"Should name {wanted}; this one is not", loc=loc)
     return found
 
 
@@ -190,7 +190,7 @@ def _ready_dataset(session: Session, owner: str, dataset_id: str) -> Dataset:
     )
     loc = ("body", "dataset")
     if dataset is None:
-        raise Unprocessable(f"There is no dataset {dataset_id!r}", loc=loc)
+        raise Unprocessable("dataset names no dataset of yours: give the id of one", loc=loc)
     if dataset.kind == "text" or dataset.status == DatasetState.INVALID:
         raise Unprocessable("should be a valid dataset of pairs or prompts", loc=loc)
     if dataset.status == DatasetState.AWAITING_CONTENT:

@@ -139,6 +139,21 @@ def test_a_wrong_request_names_its_field(
     assert any(error["loc"][: len(loc)] == loc for error in response.json()["errors"]), response.text
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models": ["plain", "SECRET"]},
+        {"models": ["plain", "job_SECRET:dpo"]},
+        {"scorer": {"reward_model": "SECRET"}},
+        {"prompts": None, "dataset": "ds_SECRET"},
+    ],
+)
+def test_a_refusal_does_not_repeat_what_was_sent(registered: TestClient, changes: dict[str, Any]) -> None:
+    response = registered.post("/v1/comparisons", json=asked(**changes))
+    assert response.status_code == 422
+    assert "SECRET" not in response.text
+
+
 def test_what_a_model_writes_can_be_stored_whatever_it_is(registered: TestClient) -> None:
     made = registered.post("/v1/comparisons", json=asked(scorer=None)).json()
     response = {
