@@ -17,17 +17,20 @@ class CreateJob(JobSpec):
     labels: dict[Storable, Storable] = Field(
         {}, max_length=50, description="Free names and values to find jobs by."
     )
-    model: str | None = Field(
+    model: Storable | None = Field(
         None,
         min_length=1,
         max_length=200,
         description="A base model, or a trained job_…:stage; a method needs one.",
     )
-    dataset: str | None = Field(
+    dataset: Storable | None = Field(
         None,
         min_length=1,
         max_length=200,
         description="ds_… of preference pairs (of texts too where the method is sft); a method needs one.",
+    )
+    eval_dataset: Storable | None = Field(
+        None, min_length=1, max_length=200, description="Pairs to evaluate on, in place of a held-out share."
     )
 
 

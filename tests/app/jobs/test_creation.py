@@ -214,3 +214,12 @@ def test_too_few_prompts_are_told_at_submit(client: TestClient, spec: dict[str, 
     stages = [{"name": "h", "kind": "hold_out", "inputs": {"data": alone}}]
     explicit = client.post("/v1/jobs", json={"stages": stages})
     assert explicit.json()["errors"][0]["loc"] == ["body", "stages", 0, "fraction"]
+
+
+@pytest.mark.parametrize("field", ["model", "dataset", "eval_dataset"])
+def test_what_cannot_be_stored_is_refused_by_its_field(
+    client: TestClient, spec: dict[str, Any], field: str
+) -> None:
+    refused = client.post("/v1/jobs", json=spec | {field: "a\0b"})
+    assert refused.status_code == 422
+    assert [error["loc"] for error in refused.json()["errors"]] == [["body", field]]
