@@ -22,7 +22,7 @@ from core.database import Transaction
 from core.errors import Conflict, NotFound, Unprocessable
 from core.ids import new_id
 from core.states import FINISHED_JOB, DatasetState, JobState
-from core.tables import Artifact, BaseModelRow, Comparison, ComparisonRow, Dataset, StageRow
+from core.tables import Artifact, BaseModelRow, Comparison, ComparisonRow, Dataset, Job, StageRow
 from core.work_items import NewRun
 from core.work_lookup import locate_model
 
@@ -167,6 +167,7 @@ def _row_index(after: str) -> int:
 
 def _located(tx: Transaction, owner: str, name: str, kind: str, loc: tuple[str | int, ...]) -> dict[str, Any]:
     """Where a model is; raises Unprocessable where it is none that can do this."""
+    _hold(tx, name)
     try:
         found = locate_model(tx, owner, name)
     except NotFound as error:
@@ -180,6 +181,17 @@ def _located(tx: Transaction, owner: str, name: str, kind: str, loc: tuple[str |
         wanted = "a reward model" if kind == "reward_model" else "a model that writes responses"
         raise Unprocessable(f"Should name {wanted}; this one is not", loc=loc)
     return found
+
+
+def _hold(tx: Transaction, name: str) -> None:
+    # Until the comparison's row is there to be found by who deletes the model, or the job that made it.
+    job_id, colon, _ = name.partition(":")
+    statement = (
+        select(Job.id).where(Job.id == job_id)
+        if colon
+        else select(BaseModelRow.name).where(BaseModelRow.name == name)
+    )
+    tx.session.execute(statement.with_for_update(read=True, key_share=True))
 
 
 def _ready_dataset(session: Session, owner: str, dataset_id: str) -> Dataset:

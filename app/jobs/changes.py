@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import delete, select
 
+from app.comparisons.queries import live_comparison_of
 from app.jobs.leaves import leaf_keys
 from app.jobs.planning import EXPLICIT, planned_stages
 from app.jobs.schemas import ResumeJob
@@ -42,9 +43,9 @@ class NotPaused(Conflict):
 
 
 class InUse(Conflict):
-    """An unfinished job uses what this one made."""
+    """An unfinished job or comparison uses what this one made."""
 
-    code, title = "in_use", "Another job uses this one"
+    code, title = "in_use", "What this job made is in use"
 
 
 def cancel(tx: Transaction, owner: str, job_id: str) -> tuple[Job, list[str]]:
@@ -98,6 +99,10 @@ def delete_job(tx: Transaction, owner: str, job_id: str) -> None:
     user = tx.session.scalar(select(Job.id).join(JobInput).where(Job.owner == owner, *uses_it).limit(1))
     if user is not None:
         raise InUse(f"{user} uses a model of this job: cancel it, or wait until it has ended", job=user)
+    models = [f"{job_id}:{stage.name}" for stage in stages_of(tx, job)]
+    if (comparison := live_comparison_of(tx.session, models)) is not None:
+        detail = f"{comparison} uses a model of this job: cancel it, or wait until it has ended"
+        raise InUse(detail, comparison=comparison)
     job.deleted_at = datetime.now(UTC)
     tx.session.execute(delete(ArtifactReference).where(ArtifactReference.job_id == job.id))
     tx.session.flush()

@@ -7,6 +7,7 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, and_, delete, func, not_, select
 from sqlalchemy.orm import Session
 
+from app.comparisons.queries import live_comparison_of
 from app.models.queries import find_model
 from app.models.schemas import FileView, ModelCreate, ModelView
 from core.bootstrap import register_model
@@ -14,7 +15,7 @@ from core.database import Transaction
 from core.errors import Conflict, NotFound, Unprocessable
 from core.settings import settings
 from core.states import FINISHED_JOB
-from core.tables import Artifact, ArtifactReference, BaseModelRow, Comparison, Job, JobInput, StageRow
+from core.tables import Artifact, ArtifactReference, BaseModelRow, Job, JobInput, StageRow
 from core.work_lookup import locate_model
 
 
@@ -115,12 +116,9 @@ def _refuse_if_live(tx: Transaction, name: str) -> None:
     job_id = tx.session.scalar(
         select(Job.id).join(JobInput).where(*reads_it, Job.status.not_in(FINISHED_JOB)).limit(1)
     )
-    compared = Comparison.models.contains([name])
-    comparison_id = tx.session.scalar(
-        select(Comparison.id).where(compared, Comparison.status.not_in(FINISHED_JOB)).limit(1)
-    )
-    if job_id is not None or comparison_id is not None:
-        raise ModelInUse(f"{job_id or comparison_id} uses this model and has not finished")
+    user = job_id or live_comparison_of(tx.session, [name])
+    if user is not None:
+        raise ModelInUse(f"{user} uses this model and has not finished")
 
 
 def model_files(tx: Transaction, owner: str, name: str) -> tuple[str, list[FileView]]:

@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 
 from core.database import open_transaction
 from core.tables import Artifact
-from tests.app.jobs.factories import runs_of, stage_row, work_until
+from tests.app.jobs.factories import make_model, runs_of, stage_row, work_until
 from tests.app.jobs.stages import Nodes, mpo_nodes
 
 DPO = {"type": "dpo", "sft": None, "evaluate": None}
@@ -106,3 +106,25 @@ def test_a_deleted_artifact_is_no_model(client: TestClient, model: str, dataset:
         artifact = tx.session.get_one(Artifact, stage_row(job["id"], "one").artifacts["model"])
         artifact.deleted_at = artifact.created_at
     assert client.get(f"/v1/models/{job['id']}:one/files").status_code == 404
+
+
+@pytest.mark.parametrize("role", ["answers", "scores"])
+def test_a_live_comparison_keeps_the_models_it_uses(
+    client: TestClient, model: str, dataset: str, role: str
+) -> None:
+    make_model("other")
+    kind = "sft" if role == "answers" else "reward_model"
+    job = create(client, model=model, dataset=dataset, method={"type": kind})
+    work_until()
+    name = f"{job['id']}:{kind}"
+    asked: dict[str, Any] = {"models": [model, name if role == "answers" else "other"], "prompts": ["a"]}
+    if role == "scores":
+        asked["scorer"] = {"reward_model": name}
+    compared = client.post("/v1/comparisons", json=asked)
+    assert compared.status_code == 202, compared.text
+    for path in (f"/v1/models/{name}", f"/v1/jobs/{job['id']}"):
+        refused = client.delete(path)
+        assert (refused.status_code, compared.json()["id"] in refused.text) == (409, True), path
+    assert client.post(f"/v1/comparisons/{compared.json()['id']}/cancel").status_code == 200
+    for path in (f"/v1/models/{name}", f"/v1/jobs/{job['id']}"):
+        assert client.delete(path).status_code == 200, path
