@@ -81,7 +81,7 @@ def resume(tx: Transaction, owner: str, job_id: str, body: ResumeJob) -> tuple[J
     runs = _live_runs(tx, job)
     stages = stages_of(tx, job)
     splits = body.splits()
-    _check_splits(stages, splits)
+    _check_names(stages, body.names())
     if splits:
         _replace_splits(tx, job, stages, splits)
     resume_job(tx, job, stages)
@@ -116,10 +116,10 @@ def hold_job(tx: Transaction, owner: str, job_id: str) -> Job:
     return job
 
 
-def _check_splits(stages: Sequence[StageRow], splits: Mapping[str, SplitStage]) -> None:
+def _check_names(stages: Sequence[StageRow], names: Sequence[str]) -> None:
     known = [stage.name for stage in stages if stage.kind == SPLIT]
     accepted = f"accepted are {', '.join(known)}" if known else "this job has no split"
-    for name in splits:
+    for name in names:
         if name not in known:
             raise Unprocessable(f"Should be the name of a split; {accepted}", loc=("body", name))
 

@@ -44,6 +44,10 @@ class ResumeJob(BaseModel):
         None, description="Replaces the split's configuration; the split and what depends on it run anew."
     )
 
+    def names(self) -> list[str]:
+        """Every name that is given, with null too; `split` only where it has a configuration."""
+        return [*([] if self.split is None else ["split"]), *self.__pydantic_extra__]
+
     def splits(self) -> dict[str, SplitStage]:
         """Those that are given, by the name of their stage."""
         given = {"split": self.split, **self.__pydantic_extra__}
