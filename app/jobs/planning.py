@@ -139,7 +139,7 @@ def _named(spec: CreateJob, stages: Sequence[PlannedStage]) -> dict[Source, Loc]
         ("eval_dataset", Source.dataset),
     ):
         if (name := getattr(spec, field)) is not None:
-            found[kind(name)] = ("body", field)
+            found.setdefault(kind(name), ("body", field))
     by_name = {stage.name: stage for stage in stages}
     for place, node in enumerate(spec.stages or []):
         for role, sources in by_name[node.name].inputs.items():

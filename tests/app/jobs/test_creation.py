@@ -223,3 +223,10 @@ def test_what_cannot_be_stored_is_refused_by_its_field(
     refused = client.post("/v1/jobs", json=spec | {field: "a\0b"})
     assert refused.status_code == 422
     assert [error["loc"] for error in refused.json()["errors"]] == [["body", field]]
+
+
+def test_a_dataset_that_two_fields_name_is_refused_by_the_first(
+    client: TestClient, spec: dict[str, Any]
+) -> None:
+    refused = client.post("/v1/jobs", json=spec | {"dataset": "ds_x", "eval_dataset": "ds_x"})
+    assert [error["loc"] for error in refused.json()["errors"]] == [["body", "dataset"]]
