@@ -122,24 +122,27 @@ def _check_names(spec: CreateJob, stages: Sequence[PlannedStage]) -> None:
                 f"pause_after names no stage of this job: its stages are {', '.join(names)}",
                 loc=("body", "pause_after", index),
             )
-    if spec.method is None and spec.eval_dataset is not None:
-        read = {source.name for stage in stages for source in stage.sources()}
-        if spec.eval_dataset not in read:
-            raise Unprocessable(
-                "No stage reads eval_dataset: name it in the inputs of a stage", loc=("body", "eval_dataset")
-            )
+    if spec.method is None:
+        read = {source for stage in stages for source in stage.sources()}
+        for field, source in _leaf_fields(spec):
+            if source not in read:
+                raise Unprocessable(
+                    f"No stage reads {field}: name it in the inputs of a stage, or leave it out",
+                    loc=("body", field),
+                )
+
+
+def _leaf_fields(spec: CreateJob) -> list[tuple[str, Source]]:
+    """The fields beside method and stages that name a model or a dataset, and what they name."""
+    kinds = (("model", Source.model), ("dataset", Source.dataset), ("eval_dataset", Source.dataset))
+    return [(field, kind(name)) for field, kind in kinds if (name := getattr(spec, field)) is not None]
 
 
 def _named(spec: CreateJob, stages: Sequence[PlannedStage]) -> dict[Source, Loc]:
     """Every dataset and model that the spec names, and the field that does so first."""
     found: dict[Source, Loc] = {}
-    for field, kind in (
-        ("model", Source.model),
-        ("dataset", Source.dataset),
-        ("eval_dataset", Source.dataset),
-    ):
-        if (name := getattr(spec, field)) is not None:
-            found.setdefault(kind(name), ("body", field))
+    for field, source in _leaf_fields(spec):
+        found.setdefault(source, ("body", field))
     by_name = {stage.name: stage for stage in stages}
     for place, node in enumerate(spec.stages or []):
         for role, sources in by_name[node.name].inputs.items():

@@ -60,7 +60,12 @@ def test_a_paused_job_is_resumed_with_another_split(client: TestClient, create_j
         "split",
     )
     before = {name: stage_row(job["id"], name).key for name in (*SPLIT_AND_AFTER, "sft", "score")}
-    for wrong in ({"spilt": {}}, {"spilt": None}, {"split": {"threshold": 1, "quantile": 0.5}}, {"split": {"gamma": 1}}):
+    for wrong in (
+        {"spilt": {}},
+        {"spilt": None},
+        {"split": {"threshold": 1, "quantile": 0.5}},
+        {"split": {"gamma": 1}},
+    ):
         assert client.post(f"{path}/resume", json=wrong).status_code == 422
     resumed = client.post(f"{path}/resume", json={"split": {"threshold": 0.75}}).json()
     assert (resumed["status"], resumed["pause"]) == ("running", None)

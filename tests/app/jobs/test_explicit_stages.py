@@ -118,8 +118,12 @@ def test_a_wrong_stage_names_the_field(client: TestClient, model: str, dataset: 
 def test_a_spec_has_either_a_method_or_stages(client: TestClient, spec: dict[str, Any], nodes: Nodes) -> None:
     for body in (spec | {"stages": nodes}, {"name": "neither"}):
         assert refused(client, body)["errors"][0]["loc"] == ["body", "method"]
-    unread = {"stages": nodes, "eval_dataset": spec["dataset"] + "X"}
-    assert refused(client, unread)["errors"][0]["loc"] == ["body", "eval_dataset"]
+    make_model("other")
+    for field, name in (("eval_dataset", "ds_other"), ("dataset", "ds_other"), ("model", "other")):
+        problem = refused(client, {"stages": nodes, field: name})
+        assert problem["errors"][0]["loc"] == ["body", field]
+        assert problem["detail"].startswith(f"No stage reads {field}")
+    create(client, nodes, model=spec["model"], dataset=spec["dataset"])
     unknown = client.post("/v1/jobs", json={"stages": [{**nodes[0], "frction": 1}]}).json()
     assert "fraction" in unknown["detail"]
 
