@@ -39,11 +39,18 @@ def refuse_too_few_prompts(
                 held = _held_out(stage, stage.config, sizes, loc_of(stage, "fraction"))
                 left[Source.stage(stage.name, "train")] = len(sizes) - held
         elif isinstance(stage.config, ScoreStage) and stage.config.scheme != "in_sample":
-            groups, folds = left.get(stage.inputs["data"][0]), stage.config.folds
-            if groups is not None and groups < folds:
+            groups, needed = left.get(stage.inputs["data"][0]), stage.config.folds
+            if groups is not None and groups < needed:
+                # held_out has no folds to choose: its two are the half that trains and the half scored.
+                held_out = stage.config.scheme == "held_out"
+                who = (
+                    f"held_out needs at least {needed}"
+                    if held_out
+                    else f"{needed} folds need at least as many"
+                )
                 raise TooFewPromptsHere(
-                    f"{folds} folds need at least as many prompt groups; {groups} are left for training",
-                    loc=loc_of(stage, "folds"),
+                    f"{who} prompt groups; {groups} are left for training",
+                    loc=loc_of(stage, "scheme" if held_out else "folds"),
                 )
 
 

@@ -211,6 +211,15 @@ def test_too_few_prompts_are_told_at_submit(client: TestClient, spec: dict[str, 
     method = {"type": "mpo", "score": {"folds": 3}}
     accepted = client.post("/v1/jobs?dry_run=true", json=spec | {"dataset": few, "method": method})
     assert accepted.status_code == 200, accepted.text
+    two = make_dataset(tmp_path, pairs(2))  # one is held out, one is left
+    method = {"type": "mpo", "score": {"scheme": "held_out"}}
+    refused = client.post("/v1/jobs", json=spec | {"dataset": two, "method": method})
+    assert refused.json()["errors"] == [
+        {
+            "loc": ["body", "method", "score", "scheme"],
+            "message": "held_out needs at least 2 prompt groups; 1 are left for training",
+        }
+    ]
     stages = [{"name": "h", "kind": "hold_out", "inputs": {"data": alone}}]
     explicit = client.post("/v1/jobs", json={"stages": stages})
     assert explicit.json()["errors"][0]["loc"] == ["body", "stages", 0, "fraction"]
