@@ -11,7 +11,6 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from mpo.training_config import (
     NEUTRAL,
-    Finite,
     HalfFraction,
     LearningRate,
     OpenFraction,
@@ -107,7 +106,7 @@ class SplitStage(StageConfig):
 
     slot: ClassVar[Slot] = "cpu"
     kind: Literal["split"] = "split"
-    threshold: Finite | None = Field(None, description="A pair is easy from this gap on, in reward units.")
+    threshold: float | None = Field(None, description="A pair is easy from this gap on, in reward units.")
     quantile: OpenFraction | None = Field(None, description="The threshold as this quantile of the gaps.")
     easy_fraction: OpenFraction | None = Field(
         None, description="The threshold such that this share is easy: quantile 1 - easy_fraction."
@@ -155,7 +154,7 @@ class DPOStage(TrainingConfig):
     sft_coefficient: NonNegativeFloat = Field(
         0.0, description="Weight of the chosen responses' cross-entropy, in nats a token, added to the loss."
     )
-    curriculum: list[Finite] | None = Field(
+    curriculum: list[float] | None = Field(
         None,
         min_length=1,
         max_length=20,
@@ -181,9 +180,7 @@ class DPOStage(TrainingConfig):
 class KLController(Strict):
     """Adaptive KL coefficient (Ziegler et al. 2019, arXiv 1909.08593, section 2.2)."""
 
-    target: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        6.0, description="KL to the reference to keep to, in nats a response."
-    )
+    target: PositiveFloat = Field(6.0, description="KL to the reference to keep to, in nats a response.")
     horizon: PositiveInt = Field(10_000, description="Episodes in which the coefficient can adapt.")
 
 

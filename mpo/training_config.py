@@ -2,20 +2,19 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 NEUTRAL: dict[str, Any] = {"neutral": True}
 Slot = Literal["cpu", "gpu"]
-OpenFraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-HalfFraction = Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-LearningRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+HalfFraction = Annotated[float, Field(ge=0, lt=0.5)]
+LearningRate = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
-    """Frozen; unknown keys refused; NaN and infinities refused where a field says so."""
+    """Frozen; unknown keys, NaN and infinities refused: a key is hashed from JSON, which has none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StageConfig(Strict):
@@ -29,9 +28,7 @@ class LoRAConfig(Strict):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) in place of training every weight."""
 
     rank: PositiveInt = Field(16, description="Rank of the update of each adapted matrix.")
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        32.0, description="The update is scaled by alpha / rank."
-    )
+    alpha: PositiveFloat = Field(32.0, description="The update is scaled by alpha / rank.")
     target_modules: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(
         None,
         min_length=1,
