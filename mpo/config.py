@@ -7,16 +7,21 @@ configuration; it is part of the stage's key. Fields marked neutral cannot chang
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from mpo.training_config import (
     NEUTRAL,
+    BatchRows,
+    Count,
+    Epochs,
+    Folds,
     HalfFraction,
     LearningRate,
     OpenFraction,
     Slot,
     StageConfig,
     Strict,
+    Tokens,
     TrainingConfig,
 )
 
@@ -56,8 +61,8 @@ class RewardModelStage(TrainingConfig):
     centring: NonNegativeFloat = Field(
         0.0, description="Weight of (r_chosen + r_rejected)², which keeps rewards near 0; 0.01 is usual."
     )
-    fold: PositiveInt | None = Field(None, description="Train without this fold (from 1); null = on all.")
-    folds: PositiveInt | None = Field(None, description="Number of folds that `fold` counts in.")
+    fold: Folds | None = Field(None, description="Train without this fold (from 1); null = on all.")
+    folds: Folds | None = Field(None, description="Number of folds that `fold` counts in.")
     on_weak: Literal["pause", "warn", "fail"] = Field(
         "pause",
         description="What to do where the reward model tells chosen from rejected no better than chance "
@@ -181,7 +186,7 @@ class KLController(Strict):
     """Adaptive KL coefficient (Ziegler et al. 2019, arXiv 1909.08593, section 2.2)."""
 
     target: PositiveFloat = Field(6.0, description="KL to the reference to keep to, in nats a response.")
-    horizon: PositiveInt = Field(10_000, description="Episodes in which the coefficient can adapt.")
+    horizon: Count = Field(10_000, description="Episodes in which the coefficient can adapt.")
 
 
 class PPOStage(TrainingConfig):
@@ -191,13 +196,13 @@ class PPOStage(TrainingConfig):
     kind: Literal["ppo"] = "ppo"
     learning_rate: LearningRate = Field(3e-6, description="Initial learning rate of AdamW, linear decay.")
     kl_coefficient: NonNegativeFloat = Field(0.05, description="Reward lost per nat of KL to the reference.")
-    rollout_prompts: PositiveInt = Field(64, description="Episodes an iteration samples.")
-    mini_batches: PositiveInt = Field(4, description="Optimizer steps a pass over an iteration's episodes.")
-    epochs: PositiveInt = Field(4, description="Passes over each iteration's episodes.")
-    episodes: PositiveInt | None = Field(
+    rollout_prompts: BatchRows = Field(64, description="Episodes an iteration samples.")
+    mini_batches: BatchRows = Field(4, description="Optimizer steps a pass over an iteration's episodes.")
+    epochs: Epochs = Field(4, description="Passes over each iteration's episodes.")
+    episodes: Count | None = Field(
         None, description="Responses sampled in all; null = one for each distinct prompt."
     )
-    max_new_tokens: PositiveInt | None = Field(
+    max_new_tokens: Tokens | None = Field(
         None, description="Longest sampled response, in tokens. Null = a quarter of the context, at most 128."
     )
     temperature: PositiveFloat = Field(1.0, description="The policy is softmax(logits / temperature).")
@@ -224,7 +229,7 @@ class PPOStage(TrainingConfig):
     max_kl: PositiveFloat | None = Field(
         None, description="Stop when the KL to the reference passes this many nats a response."
     )
-    equal_iterations: PositiveInt = Field(
+    equal_iterations: Count = Field(
         5, description="Stop after this many iterations in a row whose rewards are all equal."
     )
 
@@ -245,8 +250,8 @@ class EvaluateStage(TrainingConfig):
 
     revision: ClassVar[int] = 2
     kind: Literal["evaluate"] = "evaluate"
-    prompts: PositiveInt = Field(64, description="Held-out prompts at most.")
-    max_new_tokens: PositiveInt | None = Field(
+    prompts: Count = Field(64, description="Held-out prompts at most.")
+    max_new_tokens: Tokens | None = Field(
         None, description="Longest sampled response, in tokens. Null = a quarter of the context, at most 128."
     )
     temperature: PositiveFloat = Field(1.0, description="Sampling temperature.")

@@ -2,13 +2,19 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 NEUTRAL: dict[str, Any] = {"neutral": True}
 Slot = Literal["cpu", "gpu"]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 HalfFraction = Annotated[float, Field(ge=0, lt=0.5)]
 LearningRate = Annotated[float, Field(ge=0, le=1)]
+Folds = Annotated[int, Field(ge=1, le=20)]
+Epochs = Annotated[int, Field(ge=1, le=1000)]
+BatchRows = Annotated[int, Field(ge=1, le=65_536)]
+Tokens = Annotated[int, Field(ge=1, le=2**24)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""Bounds far above what anybody trains with: what passes one is a slip, and would run for years."""
 
 
 class Strict(BaseModel):
@@ -27,7 +33,7 @@ class StageConfig(Strict):
 class LoRAConfig(Strict):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) in place of training every weight."""
 
-    rank: PositiveInt = Field(16, description="Rank of the update of each adapted matrix.")
+    rank: int = Field(16, ge=1, le=4096, description="Rank of the update of each adapted matrix.")
     alpha: PositiveFloat = Field(32.0, description="The update is scaled by alpha / rank.")
     target_modules: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(
         None,
@@ -43,14 +49,14 @@ class TrainingConfig(StageConfig):
     learning_rate: LearningRate = Field(
         2e-5, description="Peak learning rate of AdamW; falls linearly to 0, without warm-up."
     )
-    epochs: PositiveInt = Field(1, description="Passes over the data.")
-    max_steps: PositiveInt | None = Field(None, description="Optimizer steps at most; null = no limit.")
-    batch_pairs: PositiveInt = Field(16, description="Rows (pairs; texts in SFT) an optimizer step.")
-    max_prompt_tokens: PositiveInt | None = Field(
+    epochs: Epochs = Field(1, description="Passes over the data.")
+    max_steps: Count | None = Field(None, description="Optimizer steps at most; null = no limit.")
+    batch_pairs: BatchRows = Field(16, description="Rows (pairs; texts in SFT) an optimizer step.")
+    max_prompt_tokens: Tokens | None = Field(
         None,
         description="Prompts are cut at their beginning to this. Null = half the context, at most 1,024.",
     )
-    max_response_tokens: PositiveInt | None = Field(
+    max_response_tokens: Tokens | None = Field(
         None,
         description="Responses are cut at their end to this. Null = a quarter of the context, at most 512.",
     )

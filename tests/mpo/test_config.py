@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from mpo.config import Stage
+from mpo.config import EvaluateStage, PPOStage, SFTStage, Stage
 from mpo.training_config import StageConfig
 
 STAGES: tuple[type[StageConfig], ...] = get_args(get_args(Stage)[0])
@@ -61,3 +61,15 @@ def test_every_float_field_is_found() -> None:
     found = {param.id for param in fields(float)}
     assert {"PPOStage.kl_controller.target", "DPOStage.curriculum", "SFTStage.lora.alpha"} <= found
     assert {"PPOStage.temperature", "SplitStage.threshold", "HoldOutStage.fraction"} <= found
+
+
+@pytest.mark.parametrize(("stage", "path", "listed"), fields(int))
+def test_counts_have_a_bound(stage: type[StageConfig], path: Field, listed: bool) -> None:
+    assert refusals(stage, path, [10**10] if listed else 10**10) == ["less_than_equal"]
+
+
+def test_honest_counts_are_within_their_bounds() -> None:
+    lora = {"rank": 1024}
+    PPOStage.model_validate({"lora": lora, "episodes": 10**7, "rollout_prompts": 8192, "mini_batches": 512})
+    SFTStage.model_validate({"lora": lora, "epochs": 100, "batch_pairs": 4096, "max_steps": 10**7})
+    EvaluateStage.model_validate({"prompts": 10**6, "max_prompt_tokens": 2**20})
