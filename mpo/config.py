@@ -18,6 +18,7 @@ from mpo.training_config import (
     HalfFraction,
     LearningRate,
     OpenFraction,
+    ShortText,
     Slot,
     StageConfig,
     Strict,
@@ -248,7 +249,7 @@ class PPOStage(TrainingConfig):
 class EvaluateStage(TrainingConfig):
     """Win rates, rewards and KL of the job's models on held-out prompts, by a judge that trained none."""
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     kind: Literal["evaluate"] = "evaluate"
     prompts: Count = Field(64, description="Held-out prompts at most.")
     max_new_tokens: Tokens | None = Field(
@@ -257,7 +258,14 @@ class EvaluateStage(TrainingConfig):
     temperature: PositiveFloat = Field(1.0, description="Sampling temperature.")
     samples: int = Field(1, ge=1, le=64, description="Responses of each model to each prompt.")
     judge_independence: Literal["other_seed", "other_data", "llm", "gold"] = Field(
-        "other_seed", description="In what the judge differs from the reward model that was trained against."
+        "other_seed",
+        description="In what the judge differs from the reward model that was trained against. The plan "
+        "finds it; say other_data only of a judge from another job.",
+    )
+    names: dict[ShortText, Annotated[list[ShortText], Field(max_length=100)]] | None = Field(
+        None,
+        max_length=10,
+        description="What the report calls its inputs, by role. The plan sets it, whatever is given.",
     )
 
 

@@ -28,7 +28,7 @@ def evaluate(task: StageTask, reporter: Reporter) -> None:
     """The stage `evaluate`: roles models, judge, data -> report.json, samples.jsonl.
 
     Optional roles: reward_model, by which the prompts' gaps are told; sft and dpo, to which KL is measured
-    (else the first model, and the one named dpo). Each model answers the same held-out prompts with the same
+    (without sft, to the first model). Each model answers the same held-out prompts with the same
     seeds. KL: over the full vocabulary, at temperature 1, summed over the sampled tokens, in nats a response.
     Raises UnusableModel, NoChatTemplate, TooFewPrompts, StageInterrupted.
     """

@@ -86,8 +86,6 @@ def _longest(config: EvaluateStage) -> int:
 
 
 def kl_bases(task: StageTask) -> list[StageInput]:
-    """The models that KL is measured to: role sft, else the first model; role dpo, else the model `dpo`."""
-    models = task.inputs["models"]
-    sft = task.inputs.get("sft", models[:1])
-    dpo = task.inputs.get("dpo", tuple(model for model in models if model.name == "dpo")[:1])
-    return list(dict.fromkeys([*sft, *dpo]))
+    """The models that KL is measured to: role sft, else the first model; and role dpo, where there is one."""
+    sft = task.inputs.get("sft", task.inputs["models"][:1])
+    return list(dict.fromkeys([*sft, *task.inputs.get("dpo", ())]))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mpo.config import DPOStage, EvaluateStage, RewardModelStage, ScoreStage
+from mpo.config import DPOStage, RewardModelStage, ScoreStage
 from mpo.errors import InvalidSpec
 from mpo.presets import normalised_score
 from mpo.roles import MAIN_OUTPUT, ROLES
@@ -142,8 +142,6 @@ class _Graph:
                 raise spec_error(
                     "a curriculum needs gaps: data of a split", (*self._place(stage), "curriculum")
                 )
-        elif isinstance(config, EvaluateStage) and self._judged_on_other_data(stage):
-            config = config.model_copy(update={"judge_independence": "other_data"})
         return replace(stage, config=config)
 
     def _score(self, stage: PlannedStage, config: ScoreStage) -> ScoreStage:
@@ -177,17 +175,6 @@ class _Graph:
                 f"fold {fold} and folds {score.folds}",
                 place,
             )
-
-    def _judged_on_other_data(self, stage: PlannedStage) -> bool:
-        """Whether the judge shares no dataset with the reward models that were trained against."""
-        trained_against = [*stage.inputs.get("reward_model", ())]
-        for other in self.stages.values():
-            trained_against += other.inputs["reward_model"] if other.kind == "ppo" else ()
-        judge = stage.inputs["judge"][0]
-        if not trained_against or any(source.kind != "stage" for source in [judge, *trained_against]):
-            return False
-        seen = frozenset[Source]().union(*(self.lineages[source.name].seen for source in trained_against))
-        return not self.lineages[judge.name].seen & seen
 
     def _made_by(self, source: Source) -> PlannedStage | None:
         return self.stages[source.name] if source.kind == "stage" else None

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from mpo.config import ScoreStage
+from mpo.evaluation_plan import settled_evaluations
 from mpo.explicit_stages import Leaf, Place, expand_stages, named_leaf, spec_error
-from mpo.job_spec import JobSpec
+from mpo.job_spec import JobSpec, Preset
 from mpo.keys import InputKey, result_config, stage_key
 from mpo.lengths import LengthsExceedContext, resolve_lengths
 from mpo.presets import expand_preset
@@ -45,11 +46,17 @@ def expand(
     that are no stage's. Raises InvalidSpec where explicit stages do not fit together.
     """
     if spec.method is None:
-        return expand_stages(spec.stages or [], spec.seed, leaf)
+        stages = expand_stages(spec.stages or [], spec.seed, leaf)
+    else:
+        stages = _expanded(spec, spec.method, model, dataset)
+    return settled_evaluations(stages, lambda stage, field: _place(spec, stage, field))
+
+
+def _expanded(spec: JobSpec, method: Preset, model: str | None, dataset: str | None) -> list[PlannedStage]:
     if model is None or dataset is None:
         missing = "model" if model is None else "dataset"
         raise spec_error(f"a method needs a {missing}", (missing,))
-    return expand_preset(spec, spec.method, model=model, dataset=dataset)
+    return expand_preset(spec, method, model=model, dataset=dataset)
 
 
 def check_plan(spec: JobSpec, stages: Sequence[PlannedStage], leaves: Mapping[Source, Thing]) -> None:
@@ -147,6 +154,13 @@ def _input_place(spec: JobSpec, error: WrongInput) -> Place:
     place, node = next((i, n) for i, n in enumerate(spec.stages or []) if n.name == error.stage)
     listed = isinstance(node.inputs[error.role], list)
     return ("stages", place, "inputs", error.role, *([error.place] if listed else []))
+
+
+def _place(spec: JobSpec, stage: PlannedStage, field: str) -> Place:
+    """Where a spec writes a field of a stage that has a field of its own."""
+    if spec.method is not None:
+        return ("method", stage.name, field)
+    return ("stages", next(i for i, node in enumerate(spec.stages or []) if node.name == stage.name), field)
 
 
 def _length_place(spec: JobSpec, stage: str, field: str) -> Place:

@@ -74,8 +74,12 @@ class Expansion:
         judge: RewardModelStage,
         models: Sequence[Source],
         reward_model: Source | None = None,
+        dpo: Source | None = None,
     ) -> None:
-        """The judge and the evaluation, unless there is none. models: first the one before training."""
+        """The judge and the evaluation, unless there is none.
+
+        models: first the one before training, to which KL is measured, as it is to dpo.
+        """
         if config is None:
             return
         start = models[0] if judge.backbone == "sft" else self.model
@@ -88,6 +92,8 @@ class Expansion:
             reward_model=scored_by,
             judge=[trained],
             data=[self.held_out],
+            sft=models[:1],
+            dpo=[dpo] if dpo else [],
         )
 
 
@@ -117,7 +123,7 @@ def _expand_mpo(expansion: Expansion, method: MPOMethod) -> None:
     easy, difficult = Source.stage("split", "easy"), Source.stage("split", "difficult")
     dpo = expansion.add("dpo", method.dpo, policy=[sft], reference=[sft], data=[easy])
     ppo = _add_ppo(expansion, method.ppo, dpo, final, difficult, sft)
-    expansion.evaluate(method.evaluate, _judge(method), [sft, dpo, ppo], final)
+    expansion.evaluate(method.evaluate, _judge(method), [sft, dpo, ppo], final, dpo)
 
 
 def _scoring_folds(score: ScoreStage) -> range:
@@ -128,7 +134,7 @@ def _scoring_folds(score: ScoreStage) -> range:
 def _expand_dpo(expansion: Expansion, method: DPOMethod) -> None:
     sft = expansion.sft(method.sft)
     dpo = expansion.add("dpo", method.dpo, policy=[sft], reference=[sft], data=[expansion.train])
-    expansion.evaluate(method.evaluate, method.judge or RewardModelStage(), [sft, dpo])
+    expansion.evaluate(method.evaluate, method.judge or RewardModelStage(), [sft, dpo], dpo=dpo)
 
 
 def _expand_ppo(expansion: Expansion, method: PPOMethod) -> None:

@@ -9,6 +9,7 @@ Slot = Literal["cpu", "gpu"]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 HalfFraction = Annotated[float, Field(ge=0, lt=0.5)]
 LearningRate = Annotated[float, Field(ge=0, le=1)]
+ShortText = Annotated[str, Field(min_length=1, max_length=200)]
 Folds = Annotated[int, Field(ge=1, le=20)]
 Epochs = Annotated[int, Field(ge=1, le=1000)]
 BatchRows = Annotated[int, Field(ge=1, le=65_536)]
@@ -35,7 +36,7 @@ class LoRAConfig(Strict):
 
     rank: int = Field(16, ge=1, le=4096, description="Rank of the update of each adapted matrix.")
     alpha: PositiveFloat = Field(32.0, description="The update is scaled by alpha / rank.")
-    target_modules: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(
+    target_modules: list[ShortText] | None = Field(
         None,
         min_length=1,
         max_length=100,

@@ -94,7 +94,7 @@ def test_the_report_compares_every_two_models_and_says_who_judged(house: Path, t
 
 
 def test_kl_is_told_to_sft_and_to_dpo(house: Path, tmp_path: Path) -> None:
-    report, _ = run(house, tmp_path)
+    report, _ = run(house, tmp_path, roles={"dpo": "dpo"})
     by_name = {model["model"]: model["kl"] for model in report["models"]}
     assert {name: set(kl) for name, kl in by_name.items()} == {
         "sft": {"dpo"},
@@ -113,6 +113,11 @@ def test_roles_say_which_models_kl_is_told_to_where_stages_have_other_names(
         "dpo": {"ppo", "sft"},
         "ppo": {"sft"},
     }
+
+
+def test_no_name_of_a_model_decides_what_kl_is_told_to(house: Path, tmp_path: Path) -> None:
+    report, _ = run(house, tmp_path, "sft", "dpo", "ppo", prompts=2)
+    assert [set(model["kl"]) for model in report["models"]] == [set(), {"sft"}, {"sft"}]
 
 
 def test_equal_responses_tie_whatever_batch_they_are_scored_in(house: Path, tmp_path: Path) -> None:
@@ -168,7 +173,7 @@ def test_kl_of_several_samples_equals_sums_over_the_vocabulary_written_out(
 def test_numbers_come_by_the_gap_that_the_reward_model_gives_the_held_out_pairs(
     house: Path, tmp_path: Path
 ) -> None:
-    report, _ = run(house, tmp_path)
+    report, _ = run(house, tmp_path, roles={"dpo": "dpo"})
     pairs = read_pairs(house / "eval.parquet")
     encoded, _ = encode_pairs(
         pairs, load_tokenizer(house / "reward_model"), max_prompt_tokens=16, max_response_tokens=8
@@ -232,7 +237,7 @@ def test_each_model_is_prompted_and_stopped_by_its_own_tokens(house: Path, tmp_p
 
 
 def test_kl_between_vocabularies_is_left_out_and_said_so(house: Path, tmp_path: Path) -> None:
-    report, reporter = run(house, tmp_path, "sft", "foreigner", "dpo", prompts=2)
+    report, reporter = run(house, tmp_path, "sft", "foreigner", "dpo", roles={"dpo": "dpo"}, prompts=2)
     assert [set(model["kl"]) for model in report["models"]] == [{"dpo"}, set(), {"sft"}]
     assert [w for w in reporter.warnings if "KL" in w] == [
         "There is no KL of foreigner to sft: their vocabularies differ.",

@@ -55,6 +55,7 @@ def evaluate_task(house: Path, output: Path, resume: Path | None = None) -> Stag
         "reward_model": house / "reward_model",
         "judge": house / "judge",
         "data": house / "eval.parquet",
+        "dpo": house / "dpo",
     }
     return task_of(config, output, inputs, resume=resume)
 

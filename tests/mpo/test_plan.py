@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mpo.config import DPOStage, EvaluateStage, PPOStage, RewardModelStage, ScoreStage
+from mpo.config import DPOStage, PPOStage, RewardModelStage, ScoreStage
 from mpo.errors import InvalidSpec
 from mpo.job_spec import JobSpec
 from mpo.plan import RANK, PlannedStage, Source, check_plan, expand, plan_keys, plan_warnings, ranks, resolve
@@ -87,6 +87,8 @@ def test_the_dpo_preset_reads_all_training_pairs_and_has_no_reward_model() -> No
         "models": ["sft.model", "dpo.model"],
         "judge": ["judge.model"],
         "data": ["hold_out.eval"],
+        "sft": ["sft.model"],
+        "dpo": ["dpo.model"],
     }
     assert stages["judge"].config == RewardModelStage()
     assert (stages["dpo"].seed, stages["judge"].seed) == (0, 1)
@@ -198,6 +200,8 @@ def explicit_mpo() -> list[dict[str, Any]]:
                 "reward_model": "reward_model",
                 "judge": "judge",
                 "data": "hold_out.eval",
+                "sft": "sft",
+                "dpo": "dpo",
             },
         },
         {
@@ -253,32 +257,6 @@ def test_ranks_go_by_what_a_stage_is_and_not_by_its_name() -> None:
         node["name"] = {"judge": "second", "ppo": "judge"}.get(node["name"], node["name"])
     found = {name: RANK[rank] for name, rank in ranks(list(plan(stages=nodes).values())).items()}
     assert (found["second"], found["judge"], found["reward_model"]) == ("judge", "ppo", "reward_model")
-
-
-def two_datasets(judge_data: str) -> list[dict[str, Any]]:
-    return [
-        {"name": "mine", "kind": "hold_out", "inputs": {"data": "ds_1"}},
-        {"name": "theirs", "kind": "hold_out", "inputs": {"data": "ds_2"}},
-        {"name": "rm", "kind": "reward_model", "inputs": {"backbone": "tiny", "data": "mine"}},
-        {
-            "name": "second",
-            "kind": "reward_model",
-            "seed": 9,
-            "inputs": {"backbone": "tiny", "data": judge_data},
-        },
-        {
-            "name": "look",
-            "kind": "evaluate",
-            "inputs": {"models": "tiny", "reward_model": "rm", "judge": "second", "data": "mine.eval"},
-        },
-    ]
-
-
-@pytest.mark.parametrize(("data", "word"), [("theirs", "other_data"), ("mine", "other_seed")])
-def test_a_judge_from_another_dataset_is_told_from_one_with_another_seed(data: str, word: str) -> None:
-    config = plan(stages=two_datasets(data))["look"].config
-    assert isinstance(config, EvaluateStage)
-    assert config.judge_independence == word
 
 
 def test_a_scoring_reward_model_on_the_sft_is_warned_about() -> None:
