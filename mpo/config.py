@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from mpo.training_config import (
+    MOST_FOLDS,
     NEUTRAL,
     BatchRows,
     Count,
@@ -101,7 +102,7 @@ class ScoreStage(TrainingConfig):
         "none",
         description="Divide each fold's rewards by the temperature that makes its gaps fit its labels.",
     )
-    folds: int = Field(3, ge=2, le=20, description="Number of reward models that share the scoring.")
+    folds: int = Field(3, ge=2, le=MOST_FOLDS, description="Number of reward models that share the scoring.")
     on_weak: Literal["pause", "warn", "fail"] | None = Field(
         None, description="Taken from reward_model.on_weak.", json_schema_extra=NEUTRAL
     )

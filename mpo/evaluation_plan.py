@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from mpo.config import EvaluateStage
-from mpo.explicit_stages import Place, spec_error
+from mpo.spec_places import Place, spec_error
 from mpo.stage_graph import Lineage, PlannedStage, Source, lineages
 
 NAMED_ROLES = ("models", "judge", "sft", "dpo")

@@ -4,26 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mpo.config import DPOStage, RewardModelStage, ScoreStage
-from mpo.errors import InvalidSpec
 from mpo.presets import normalised_score
 from mpo.roles import MAIN_OUTPUT, ROLES
+from mpo.spec_places import Place, spec_error
 from mpo.stage_graph import OUTPUTS, Lineage, PlannedStage, Source, lineages
 from mpo.stage_nodes import ExplicitStage
+from mpo.training_config import MOST_FOLDS
 
 Leaf = Callable[[str], Source | None]
 """The dataset or model that a name stands for which is no stage's; None where it is nobody's."""
-
-Place = tuple[str | int, ...]
 
 
 def named_leaf(name: str) -> Source:
     """A name as the service reads it: ds_… is a dataset, any other a model."""
     return Source.dataset(name) if name.startswith("ds_") else Source.model(name)
-
-
-def spec_error(message: str, place: Place) -> InvalidSpec:
-    """What is wrong at a place of the spec."""
-    return InvalidSpec(message, field=".".join(str(part) for part in place), loc=place)
 
 
 def expand_stages(nodes: Sequence[ExplicitStage], seed: int, leaf: Leaf) -> list[PlannedStage]:
@@ -155,6 +149,8 @@ class _Graph:
                 raise spec_error(
                     "cross_fit takes a reward model a fold, at least 2; held_out and in_sample take one", role
                 )
+            if len(models) > MOST_FOLDS:
+                raise spec_error(f"cross_fit takes at most {MOST_FOLDS} reward models", role)
             if "folds" in self.nodes[int(place[1])].model_fields_set and config.folds != len(models):
                 raise spec_error(
                     f"folds is {config.folds}, reward_models are {len(models)}", (*place, "folds")

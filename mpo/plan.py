@@ -5,12 +5,13 @@ from dataclasses import replace
 
 from mpo.config import ScoreStage
 from mpo.evaluation_plan import settled_evaluations
-from mpo.explicit_stages import Leaf, Place, expand_stages, named_leaf, spec_error
+from mpo.explicit_stages import Leaf, expand_stages, named_leaf
 from mpo.job_spec import JobSpec, Preset
 from mpo.keys import InputKey, result_config, stage_key
 from mpo.lengths import LengthsExceedContext, resolve_lengths
 from mpo.presets import expand_preset
 from mpo.roles import Thing, WrongInput, check_inputs
+from mpo.spec_places import Place, spec_error
 from mpo.stage_graph import OUTPUTS, RANK, PlannedStage, Source, dependents, lineages, ranks
 
 __all__ = [

@@ -62,6 +62,23 @@ def has(place: int, **values: Any) -> Change:
     return lambda given: given[place].update(values)
 
 
+def cross_fit(given: Nodes, folds: int, data: str = "rows") -> dict[str, Any]:
+    """A score by folds, which are added to the stages. data: what the folds are trained on."""
+    names = [f"fold_{fold}" for fold in range(1, folds + 1)]
+    given += [
+        {
+            "name": name,
+            "kind": "reward_model",
+            "inputs": {"backbone": "tiny", "data": data},
+            # What asks for more folds than there can be is refused where it says so.
+            "fold": min(place, 20),
+            "folds": min(folds, 20),
+        }
+        for place, name in enumerate(names, start=1)
+    ]
+    return {"name": "score", "kind": "score", "inputs": {"reward_models": names, "data": "rows"}}
+
+
 REFUSED: dict[str, tuple[Change, tuple[str | int, ...], str]] = {
     "two of a name": (has(2, name="first"), ("stages", 2, "name"), "earlier stage"),
     "no such role": (reads(1, teacher="tiny"), ("stages", 1, "inputs", "teacher"), "policy, data, base"),
@@ -126,6 +143,11 @@ REFUSED: dict[str, tuple[Change, tuple[str | int, ...], str]] = {
         has(3, scheme="held_out"),
         ("stages", 3, "inputs", "reward_models", 0),
         "fold 1 and folds 2",
+    ),
+    "more folds than a score takes": (
+        lambda given: given.__setitem__(3, cross_fit(given, 21)),
+        ("stages", 3, "inputs", "reward_models"),
+        "at most 20",
     ),
     "a curriculum without gaps": (
         lambda given: given.append(
