@@ -3,21 +3,19 @@
 Both are in what an evaluation reports, so that both are in its key. Torch-free.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mpo.config import EvaluateStage
-from mpo.spec_places import Place, spec_error
+from mpo.spec_places import spec_error
+from mpo.stage_edges import PlaceOf
 from mpo.stage_graph import Lineage, PlannedStage, Source, lineages
 
 NAMED_ROLES = ("models", "judge", "sft", "dpo")
 """Inputs that a report and its samples call by name."""
 
 NO_CLAIM = EvaluateStage.model_fields["judge_independence"].default
-
-PlaceOf = Callable[[PlannedStage, str], Place]
-"""Where the spec writes a field of a stage."""
 
 
 def settled_evaluations(stages: Sequence[PlannedStage], place_of: PlaceOf) -> list[PlannedStage]:

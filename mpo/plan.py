@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from mpo.config import ScoreStage
 from mpo.evaluation_plan import settled_evaluations
@@ -12,6 +13,7 @@ from mpo.lengths import LengthsExceedContext, resolve_lengths
 from mpo.presets import expand_preset
 from mpo.roles import Thing, WrongInput, check_inputs
 from mpo.spec_places import Place, spec_error
+from mpo.stage_edges import check_edges
 from mpo.stage_graph import OUTPUTS, RANK, PlannedStage, Source, dependents, lineages, ranks
 
 __all__ = [
@@ -50,7 +52,9 @@ def expand(
         stages = expand_stages(spec.stages or [], spec.seed, leaf)
     else:
         stages = _expanded(spec, spec.method, model, dataset)
-    return settled_evaluations(stages, lambda stage, field: _place(spec, stage, field))
+    place_of = partial(_field_place, spec)
+    check_edges(stages, place_of)
+    return settled_evaluations(stages, place_of)
 
 
 def _expanded(spec: JobSpec, method: Preset, model: str | None, dataset: str | None) -> list[PlannedStage]:
@@ -89,7 +93,7 @@ def resolve(
         try:
             resolved.append(replace(stage, config=resolve_lengths(stage.config, context)))
         except LengthsExceedContext as error:
-            place = _length_place(spec, stage.name, error.field)
+            place = _field_place(spec, stage, error.field)
             raise spec_error(f"{stage.name}: {error}", place) from error
     return resolved
 
@@ -157,17 +161,14 @@ def _input_place(spec: JobSpec, error: WrongInput) -> Place:
     return ("stages", place, "inputs", error.role, *([error.place] if listed else []))
 
 
-def _place(spec: JobSpec, stage: PlannedStage, field: str) -> Place:
-    """Where a spec writes a field of a stage that has a field of its own."""
-    if spec.method is not None:
-        return ("method", stage.name, field)
-    return ("stages", next(i for i, node in enumerate(spec.stages or []) if node.name == stage.name), field)
-
-
-def _length_place(spec: JobSpec, stage: str, field: str) -> Place:
+def _field_place(spec: JobSpec, stage: PlannedStage, field: str) -> Place:
     """Folds and the default judge have no field of their own: they are trained as reward_model says."""
     if spec.method is None:
-        return ("stages", next(i for i, node in enumerate(spec.stages or []) if node.name == stage), field)
+        return (
+            "stages",
+            next(i for i, node in enumerate(spec.stages or []) if node.name == stage.name),
+            field,
+        )
     fields = type(spec.method).model_fields
-    own = stage in fields and getattr(spec.method, stage) is not None
-    return ("method", stage if own else "reward_model" if "reward_model" in fields else "judge", field)
+    own = stage.name in fields and getattr(spec.method, stage.name) is not None
+    return ("method", stage.name if own else "reward_model" if "reward_model" in fields else "judge", field)

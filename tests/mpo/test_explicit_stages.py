@@ -10,7 +10,7 @@ from mpo.job_spec import JobSpec
 from mpo.plan import Source, check_plan, expand
 
 Nodes = list[dict[str, Any]]
-Change = Callable[[Nodes], None]
+Change = Callable[[Nodes], object]
 THINGS: dict[Source, Any] = {
     Source.model("tiny"): "policy",
     Source.model("job_1:rm"): "reward_model",
@@ -77,6 +77,11 @@ def cross_fit(given: Nodes, folds: int, data: str = "rows") -> dict[str, Any]:
         for place, name in enumerate(names, start=1)
     ]
     return {"name": "score", "kind": "score", "inputs": {"reward_models": names, "data": "rows"}}
+
+
+def evaluation(models: list[str]) -> dict[str, Any]:
+    inputs = {"models": models, "judge": "rm", "data": "rows.eval"}
+    return {"name": "look", "kind": "evaluate", "inputs": inputs}
 
 
 REFUSED: dict[str, tuple[Change, tuple[str | int, ...], str]] = {
@@ -149,6 +154,16 @@ REFUSED: dict[str, tuple[Change, tuple[str | int, ...], str]] = {
         ("stages", 3, "inputs", "reward_models"),
         "at most 20",
     ),
+    "an evaluation on nothing": (
+        lambda given: [has(0, fraction=0)(given), given.append(evaluation(["first", "tiny"]))],
+        ("stages", 6, "inputs", "data"),
+        "rows holds nothing out",
+    ),
+    "a model compared with itself": (
+        lambda given: given.append(evaluation(["first", "tiny", "first.model"])),
+        ("stages", 6, "inputs", "models", 2),
+        "with itself",
+    ),
     "a curriculum without gaps": (
         lambda given: given.append(
             {
@@ -184,6 +199,12 @@ def test_what_does_not_fit_is_refused_with_its_place(case: str) -> None:
         reads(1, data="ds_texts"),
         reads(0, eval="ds_pairs"),
         lambda given: given.reverse(),
+        lambda given: given.append(evaluation(["first", "tiny"])),
+        lambda given: [
+            given[0].update(fraction=0),
+            given[0]["inputs"].update(eval="ds_pairs"),
+            given.append(evaluation(["tiny"])),
+        ],
     ],
 )
 def test_what_fits_is_taken(change: Change) -> None:

@@ -1,0 +1,42 @@
+"""Whether stages fit those whose outputs they read, beyond what the outputs are. Torch-free."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from mpo.config import EvaluateStage, HoldOutStage
+from mpo.spec_places import Place, spec_error
+from mpo.stage_graph import PlannedStage, Source
+
+Makers = Mapping[str, PlannedStage]
+PlaceOf = Callable[[PlannedStage, str], Place]
+"""Where the spec writes a field of a stage."""
+
+
+def check_edges(stages: Sequence[PlannedStage], place_of: PlaceOf) -> None:
+    """Raises InvalidSpec at the first stage that does not fit what it reads."""
+    makers = {stage.name: stage for stage in stages}
+    for stage in stages:
+        inputs = place_of(stage, "inputs")
+        match stage.config:
+            case EvaluateStage():
+                _check_evaluation(stage, makers, inputs)
+
+
+def _check_evaluation(stage: PlannedStage, makers: Makers, inputs: Place) -> None:
+    data = stage.inputs["data"][0]
+    rows = _maker(data, makers)
+    if rows is not None and data.output == "eval" and _holds_nothing_out(rows):
+        raise spec_error(f"{rows.name} holds nothing out: its fraction is 0", (*inputs, "data"))
+    models = stage.inputs["models"]
+    for place, model in enumerate(models):
+        if model in models[:place]:
+            raise spec_error("this model is compared with itself: name it once", (*inputs, "models", place))
+
+
+def _holds_nothing_out(stage: PlannedStage) -> bool:
+    return (
+        isinstance(stage.config, HoldOutStage) and stage.config.fraction == 0 and "eval" not in stage.inputs
+    )
+
+
+def _maker(source: Source, makers: Makers) -> PlannedStage | None:
+    return makers[source.name] if source.kind == "stage" else None
