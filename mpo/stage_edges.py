@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from mpo.config import EvaluateStage, HoldOutStage
+from mpo.config import EvaluateStage, HoldOutStage, SplitStage
 from mpo.spec_places import Place, spec_error
 from mpo.stage_graph import PlannedStage, Source
 
@@ -17,8 +17,16 @@ def check_edges(stages: Sequence[PlannedStage], place_of: PlaceOf) -> None:
     for stage in stages:
         inputs = place_of(stage, "inputs")
         match stage.config:
+            case SplitStage():
+                _check_split(stage, makers, inputs)
             case EvaluateStage():
                 _check_evaluation(stage, makers, inputs)
+
+
+def _check_split(stage: PlannedStage, makers: Makers, inputs: Place) -> None:
+    score = _maker(stage.inputs["scores"][0], makers)
+    if score is not None and score.inputs["data"] != stage.inputs["data"]:
+        raise spec_error(f"these are not the pairs that {score.name} scores: split those", (*inputs, "data"))
 
 
 def _check_evaluation(stage: PlannedStage, makers: Makers, inputs: Place) -> None:

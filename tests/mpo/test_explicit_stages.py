@@ -154,6 +154,11 @@ REFUSED: dict[str, tuple[Change, tuple[str | int, ...], str]] = {
         ("stages", 3, "inputs", "reward_models"),
         "at most 20",
     ),
+    "other pairs than were scored": (
+        reads(4, data="ds_pairs"),
+        ("stages", 4, "inputs", "data"),
+        "not the pairs that score scores",
+    ),
     "an evaluation on nothing": (
         lambda given: [has(0, fraction=0)(given), given.append(evaluation(["first", "tiny"]))],
         ("stages", 6, "inputs", "data"),
