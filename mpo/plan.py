@@ -34,6 +34,10 @@ SEEN_BY_SFT = (
     "The scoring reward models start from an SFT that has seen every chosen response, also of the pairs that "
     "they score: their gaps flatter them."
 )
+UNKNOWN_FOLDS = (
+    "The reward models of another job score here: whether they have not seen the pairs that they score, as this "
+    "scheme wants, cannot be told. Train the folds in this job, on the same data."
+)
 TRAINED_AGAINST = (
     "The judge is a reward model that a policy was trained against, or its twin: it is not independent. "
     "Give it other data, or another seed."
@@ -132,9 +136,12 @@ def plan_warnings(stages: Sequence[PlannedStage]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for stage in stages:
         if isinstance(stage.config, ScoreStage) and stage.config.scheme != "in_sample":
-            scorers = [made[source] for source in stage.inputs["reward_models"] if source in made]
+            given = stage.inputs["reward_models"]
+            scorers = [made[source] for source in given if source in made]
+            if len(scorers) < len(given):
+                found.setdefault(stage.name, []).append(UNKNOWN_FOLDS)
             if any(made[s].kind == "sft" for r in scorers for s in r.inputs["backbone"] if s in made):
-                found[stage.name] = [SEEN_BY_SFT]
+                found.setdefault(stage.name, []).append(SEEN_BY_SFT)
         if stage.kind == "evaluate":
             judge = stage.inputs["judge"][0]
             twins = judge in made and any(_same_result(made[judge], other) for other in rewarded_stages)

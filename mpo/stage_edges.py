@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from mpo.config import EvaluateStage, HoldOutStage, SplitStage
+from mpo.config import EvaluateStage, HoldOutStage, ScoreStage, SplitStage
 from mpo.spec_places import Place, spec_error
 from mpo.stage_graph import PlannedStage, Source
 
@@ -17,10 +17,22 @@ def check_edges(stages: Sequence[PlannedStage], place_of: PlaceOf) -> None:
     for stage in stages:
         inputs = place_of(stage, "inputs")
         match stage.config:
+            case ScoreStage(scheme="cross_fit" | "held_out"):
+                _check_folds(stage, makers, inputs)
             case SplitStage():
                 _check_split(stage, makers, inputs)
             case EvaluateStage():
                 _check_evaluation(stage, makers, inputs)
+
+
+def _check_folds(stage: PlannedStage, makers: Makers, inputs: Place) -> None:
+    for place, model in enumerate(stage.inputs["reward_models"]):
+        trained = _maker(model, makers)
+        if trained is not None and trained.inputs["data"] != stage.inputs["data"]:
+            raise spec_error(
+                f"{trained.name} is trained on other pairs than are scored: its folds are not theirs",
+                (*inputs, "reward_models", place),
+            )
 
 
 def _check_split(stage: PlannedStage, makers: Makers, inputs: Place) -> None:

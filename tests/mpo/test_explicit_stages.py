@@ -159,6 +159,11 @@ REFUSED: dict[str, tuple[Change, tuple[str | int, ...], str]] = {
         ("stages", 4, "inputs", "data"),
         "not the pairs that score scores",
     ),
+    "folds of other pairs": (
+        lambda given: given.__setitem__(3, cross_fit(given, 2, data="ds_pairs")),
+        ("stages", 3, "inputs", "reward_models", 0),
+        "other pairs than are scored",
+    ),
     "an evaluation on nothing": (
         lambda given: [has(0, fraction=0)(given), given.append(evaluation(["first", "tiny"]))],
         ("stages", 6, "inputs", "data"),
@@ -204,6 +209,7 @@ def test_what_does_not_fit_is_refused_with_its_place(case: str) -> None:
         reads(1, data="ds_texts"),
         reads(0, eval="ds_pairs"),
         lambda given: given.reverse(),
+        lambda given: given.__setitem__(3, cross_fit(given, 2)),
         lambda given: given.append(evaluation(["first", "tiny"])),
         lambda given: [
             given[0].update(fraction=0),

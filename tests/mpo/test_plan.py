@@ -269,6 +269,20 @@ def test_a_scoring_reward_model_on_the_sft_is_warned_about() -> None:
     assert warned(reward_model={"backbone": "sft"}, score=in_sample) == {}
 
 
+@pytest.mark.parametrize(
+    ("scheme", "models"), [("cross_fit", ["job_1:a", "job_1:b"]), ("held_out", ["job_1:a"])]
+)
+def test_folds_of_another_job_are_warned_about(scheme: str, models: list[str]) -> None:
+    def warned(scheme: str) -> dict[str, list[str]]:
+        inputs = {"reward_models": models, "data": "ds_1"}
+        node = {"name": "gaps", "kind": "score", "scheme": scheme, "inputs": inputs}
+        return plan_warnings(list(plan(stages=[node]).values()))
+
+    assert "another job" in warned(scheme)["gaps"][0]
+    if len(models) == 1:
+        assert warned("in_sample") == {}
+
+
 @pytest.mark.parametrize("judge", ["reward_model", "twin"])
 def test_a_judge_that_was_trained_against_is_warned_about(judge: str) -> None:
     nodes = explicit_mpo()
