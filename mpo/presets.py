@@ -17,6 +17,8 @@ from mpo.stage_graph import PlannedStage, Source
 
 Adaptable = SFTStage | RewardModelStage | DPOStage | PPOStage
 HELD_OUT_FOLDS = 2
+SEEDS = 2**31
+"""Seeds are below this."""
 
 
 def expand_preset(spec: JobSpec, method: Preset, *, model: str, dataset: str) -> list[PlannedStage]:
@@ -83,7 +85,7 @@ class Expansion:
         if config is None:
             return
         start = models[0] if judge.backbone == "sft" else self.model
-        trained = self.reward_model("judge", judge, start, self._seed + 1)
+        trained = self.reward_model("judge", judge, start, (self._seed + 1) % SEEDS)
         scored_by = [reward_model] if reward_model else []
         self.add(
             "evaluate",

@@ -94,6 +94,10 @@ def test_the_dpo_preset_reads_all_training_pairs_and_has_no_reward_model() -> No
     assert (stages["dpo"].seed, stages["judge"].seed) == (0, 1)
 
 
+def test_the_judge_s_seed_is_one_that_a_stage_takes() -> None:
+    assert plan({"type": "dpo"}, seed=2**31 - 1)["judge"].seed == 0
+
+
 def test_the_ppo_preset_keeps_to_the_sft_model() -> None:
     stages = plan({"type": "ppo"})
     ppo = written(stages["ppo"])
