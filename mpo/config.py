@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from mpo.training_config import (
     MOST_FOLDS,
     NEUTRAL,
+    TRAINS_NOTHING,
     BatchRows,
     Count,
     Epochs,
@@ -91,6 +92,7 @@ class ScoreStage(TrainingConfig):
     """Rewards and gap of every training pair, by a reward model that has not seen it."""
 
     revision: ClassVar[int] = 2
+    unread: ClassVar[frozenset[str]] = TRAINS_NOTHING
     kind: Literal["score"] = "score"
     scheme: Literal["cross_fit", "held_out", "in_sample"] = Field(
         "cross_fit",
@@ -251,6 +253,7 @@ class EvaluateStage(TrainingConfig):
     """Win rates, rewards and KL of the job's models on held-out prompts, by a judge that trained none."""
 
     revision: ClassVar[int] = 3
+    unread: ClassVar[frozenset[str]] = TRAINS_NOTHING
     kind: Literal["evaluate"] = "evaluate"
     prompts: Count = Field(64, description="Held-out prompts at most.")
     max_new_tokens: Tokens | None = Field(

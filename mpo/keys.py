@@ -32,7 +32,7 @@ def result_config(config: StageConfig) -> dict[str, Any]:
         for name, field in type(config).model_fields.items()
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("neutral")
     }
-    return config.model_dump(mode="json", exclude=neutral)
+    return config.model_dump(mode="json", exclude=neutral | config.unread)
 
 
 def stage_key(config: StageConfig, inputs: Mapping[str, InputKey | Sequence[InputKey]], seed: int) -> str:

@@ -30,6 +30,8 @@ class StageConfig(Strict):
 
     revision: ClassVar[int] = 1
     slot: ClassVar[Slot] = "gpu"
+    unread: ClassVar[frozenset[str]] = frozenset()
+    """Fields that this kind of stage has and never reads."""
 
 
 class LoRAConfig(Strict):
@@ -43,6 +45,10 @@ class LoRAConfig(Strict):
         max_length=100,
         description="Names of the linear layers to adapt, as q_proj; null = every one of the backbone.",
     )
+
+
+TRAINS_NOTHING = frozenset({"learning_rate", "epochs", "max_steps", "batch_pairs", "lora"})
+"""What a stage that only runs models has no use for."""
 
 
 class TrainingConfig(StageConfig):

@@ -165,6 +165,15 @@ def test_a_key_changes_with_what_the_result_depends_on_and_with_nothing_else() -
     assert changed(before, keys({"type": "mpo"}, seed=1)) == set(before)
 
 
+@pytest.mark.parametrize("stage", ["score", "evaluate"])
+def test_what_trains_nothing_has_no_key_of_how_to_train(stage: str) -> None:
+    before = keys({"type": "mpo"})
+    training = {"learning_rate": 0.5, "epochs": 9, "max_steps": 3, "batch_pairs": 4, "lora": {"rank": 2}}
+    assert changed(before, keys({"type": "mpo", stage: training})) == set()
+    assert stage in changed(before, keys({"type": "mpo", stage: {"max_response_tokens": 40}}))
+    assert changed(before, keys({"type": "mpo", "dpo": {"batch_pairs": 4}})) == {"dpo", "ppo", "evaluate"}
+
+
 def test_presets_share_what_is_the_same_work() -> None:
     mpo, dpo, ppo = (keys({"type": type_}) for type_ in ("mpo", "dpo", "ppo"))
     assert mpo["sft"] == dpo["sft"] == ppo["sft"] == keys({"type": "sft"})["sft"]
