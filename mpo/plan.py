@@ -35,8 +35,8 @@ SEEN_BY_SFT = (
     "they score: their gaps flatter them."
 )
 UNKNOWN_FOLDS = (
-    "The reward models of another job score here: whether they have not seen the pairs that they score, as this "
-    "scheme wants, cannot be told. Train the folds in this job, on the same data."
+    "The reward models of another job score here: whether they have not seen the pairs that they score, as "
+    "this scheme wants, cannot be told. Train the folds in this job, on the same data."
 )
 TRAINED_AGAINST = (
     "The judge is a reward model that a policy was trained against, or its twin: it is not independent. "

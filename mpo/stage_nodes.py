@@ -1,8 +1,9 @@
 """Explicit stages as a spec writes them: a configuration with a name and inputs. Torch-free."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, TypeAdapter
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, Tag, TypeAdapter
 
 from mpo.config import (
     DPOStage,
@@ -19,6 +20,24 @@ from mpo.training_config import Strict
 
 _STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
 SourceName = Annotated[str, Field(min_length=1, max_length=200)]
+Given = Annotated[
+    Annotated[SourceName, Tag("str")]
+    | Annotated[list[SourceName], Field(min_length=1, max_length=100), Tag("list")],
+    Discriminator(lambda given: "list" if isinstance(given, list) else "str"),
+]
+"""One source, or several. Told apart by what they are, so that one is refused for one reason."""
+
+_ROLE = re.compile(r"[a-z_]{1,40}")
+
+
+def _roles_are_words(inputs: Any) -> Any:
+    """Refused here, for the whole: a place in an answer can only be named by what JSON can hold."""
+    if isinstance(inputs, dict):
+        if not all(isinstance(role, str) and _ROLE.fullmatch(role) for role in inputs):
+            raise ValueError(
+                "inputs are named by their roles, lower-case words such as data or reward_models"
+            )
+    return inputs
 
 
 class _Node(Strict):
@@ -28,7 +47,7 @@ class _Node(Strict):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="Unlike every other stage's of the job."
     )
     seed: NonNegativeInt | None = Field(None, lt=2**31, description="Null = the job's.")
-    inputs: dict[str, SourceName | Annotated[list[SourceName], Field(min_length=1, max_length=100)]] = Field(
+    inputs: Annotated[dict[str, Given], BeforeValidator(_roles_are_words)] = Field(
         description="By role: a stage (its main output), stage.output, a dataset (ds_…), a base model or a "
         "trained job_…:stage; a list where the role takes several."
     )

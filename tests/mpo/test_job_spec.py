@@ -39,6 +39,34 @@ def test_a_wrong_stage_names_the_field(change: dict[str, Any], place: tuple[str 
     assert place in refused({"stages": [HOLD_OUT | change]})
 
 
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"data": []}, ("data",)),
+        ({"data": 1}, ("data",)),
+        ({"data": {"x": 1}}, ("data",)),
+        ({"data": None}, ("data",)),
+        ({"data": ""}, ("data",)),
+        ({"data": ["a", 1]}, ("data", 1)),
+        ({"data": ["a", ""]}, ("data", 1)),
+    ],
+)
+def test_a_wrong_input_is_refused_once_and_where_it_was_written(
+    given: dict[str, Any], place: tuple[str | int, ...]
+) -> None:
+    assert refused({"stages": [HOLD_OUT | {"inputs": given}]}) == [("stages", 0, "inputs", *place)]
+
+
+@pytest.mark.parametrize("role", ["\ud800", "a\0", "", "Data", "data\n", "a" * 41])
+def test_a_role_that_is_no_word_is_refused_without_its_name(role: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        JobSpec.model_validate({"stages": [HOLD_OUT | {"inputs": {"data": "ds_1", role: "ds_2"}}]})
+    (error,) = caught.value.errors()
+    assert written_path(JobSpec, error["loc"]) == ("stages", 0, "inputs")
+    error["msg"].encode()
+    assert "lower-case words" in error["msg"]
+
+
 def test_a_preset_takes_the_stages_that_it_has() -> None:
     assert refused({"method": {"type": "sft", "dpo": {}}}) == [("method", "dpo")]
     assert refused({"method": {"type": "reward_model", "sft": None}}) == [("method", "sft")]
