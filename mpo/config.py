@@ -106,7 +106,9 @@ class ScoreStage(TrainingConfig):
     )
     folds: int = Field(3, ge=2, le=MOST_FOLDS, description="Number of reward models that share the scoring.")
     on_weak: Literal["pause", "warn", "fail"] | None = Field(
-        None, description="Taken from reward_model.on_weak.", json_schema_extra=NEUTRAL
+        None,
+        description="As reward_model.on_weak; null = what that says, in explicit stages pause.",
+        json_schema_extra=NEUTRAL,
     )
 
 

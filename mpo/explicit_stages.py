@@ -127,6 +127,11 @@ class _Graph:
         if isinstance(config, ScoreStage):
             config = self._score(stage, config)
         elif isinstance(config, RewardModelStage):
+            if config.on_weak != RewardModelStage.model_fields["on_weak"].default:
+                raise spec_error(
+                    "of explicit stages score asks this: give it as on_weak of the score",
+                    (*self._place(stage), "on_weak"),
+                )
             start = self._made_by(stage.inputs["backbone"][0])
             from_sft = start is not None and start.kind == "sft"
             config = config.model_copy(update={"backbone": "sft" if from_sft else "model"})

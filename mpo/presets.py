@@ -51,6 +51,9 @@ class Expansion:
 
     def add(self, name: str, config: Stage, seed: int | None = None, **inputs: Iterable[Source]) -> Source:
         """A stage; roles without a source are left out, and adapters get their frozen base."""
+        if isinstance(config, RewardModelStage):
+            # The score asks it, also where the stages are sent again as explicit ones.
+            config = config.model_copy(update={"on_weak": RewardModelStage.model_fields["on_weak"].default})
         if isinstance(config, Adaptable) and config.lora is not None:
             inputs["base"] = [self.model]
         listed = {role: tuple(sources) for role, sources in inputs.items()}
@@ -109,7 +112,7 @@ def normalised_score(config: ScoreStage, *, on_weak: str | None) -> ScoreStage:
 def _expand_mpo(expansion: Expansion, method: MPOMethod) -> None:
     sft = expansion.sft(method.sft)
     backbone = sft if method.reward_model.backbone == "sft" else expansion.model
-    score = normalised_score(method.score, on_weak=method.reward_model.on_weak)
+    score = normalised_score(method.score, on_weak=method.score.on_weak or method.reward_model.on_weak)
     fold_models = [
         expansion.add(
             f"reward_model_fold_{fold}",

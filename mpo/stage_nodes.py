@@ -32,11 +32,9 @@ _ROLE = re.compile(r"[a-z_]{1,40}")
 
 def _roles_are_words(inputs: Any) -> Any:
     """Refused here, for the whole: a place in an answer can only be named by what JSON can hold."""
-    if isinstance(inputs, dict):
-        if not all(isinstance(role, str) and _ROLE.fullmatch(role) for role in inputs):
-            raise ValueError(
-                "inputs are named by their roles, lower-case words such as data or reward_models"
-            )
+    roles = inputs if isinstance(inputs, dict) else {}
+    if not all(isinstance(role, str) and _ROLE.fullmatch(role) for role in roles):
+        raise ValueError("inputs go by their roles, lower-case words such as data or reward_models")
     return inputs
 
 

@@ -164,6 +164,11 @@ REFUSED: dict[str, tuple[Change, tuple[str | int, ...], str]] = {
         ("stages", 3, "inputs", "reward_models", 0),
         "other pairs than are scored",
     ),
+    "a reward model that is asked what to do when weak": (
+        has(2, on_weak="fail"),
+        ("stages", 2, "on_weak"),
+        "on_weak of the score",
+    ),
     "an evaluation on nothing": (
         lambda given: [has(0, fraction=0)(given), given.append(evaluation(["first", "tiny"]))],
         ("stages", 6, "inputs", "data"),

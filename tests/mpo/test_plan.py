@@ -133,6 +133,17 @@ def test_a_held_out_half_is_scored_by_the_model_that_has_not_seen_it() -> None:
     assert written(stages["score"])["reward_models"] == ["reward_model_fold_1.model"]
 
 
+@pytest.mark.parametrize(
+    ("score", "reward_model", "asked"),
+    [(None, "pause", "pause"), (None, "fail", "fail"), ("warn", "fail", "warn"), ("pause", "warn", "pause")],
+)
+def test_a_score_s_own_word_on_weak_models_comes_first(
+    score: str | None, reward_model: str, asked: str
+) -> None:
+    stages = plan({"type": "mpo", "score": {"on_weak": score}, "reward_model": {"on_weak": reward_model}})
+    assert stages["score"].config.model_dump()["on_weak"] == asked
+
+
 def test_in_sample_the_final_reward_model_scores() -> None:
     stages = plan({"type": "mpo", "score": {"scheme": "in_sample"}})
     assert not [name for name in stages if "fold" in name]
@@ -300,7 +311,7 @@ def test_folds_of_another_job_are_warned_about(scheme: str, models: list[str]) -
 def test_a_judge_that_was_trained_against_is_warned_about(judge: str) -> None:
     nodes = explicit_mpo()
     trained = next(node for node in nodes if node["name"] == "reward_model")
-    nodes.append({**trained, "name": "twin", "on_weak": "fail"})
+    nodes.append({**trained, "name": "twin", "checkpoint_seconds": 1})
     next(node for node in nodes if node["kind"] == "evaluate")["inputs"]["judge"] = judge
     nodes.remove(next(node for node in nodes if node["name"] == "judge"))
     assert list(plan_warnings(list(plan(stages=nodes).values()))) == ["evaluate"]
