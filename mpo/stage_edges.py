@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mpo.config import EvaluateStage, HoldOutStage, ScoreStage, SplitStage
 from mpo.spec_places import Place, spec_error
-from mpo.stage_graph import PlannedStage, Source
+from mpo.stage_graph import STARTS_FROM, PlannedStage, Source
+from mpo.training_config import LoRAConfig, TrainingConfig
 
 Makers = Mapping[str, PlannedStage]
 PlaceOf = Callable[[PlannedStage, str], Place]
@@ -16,6 +17,7 @@ def check_edges(stages: Sequence[PlannedStage], place_of: PlaceOf) -> None:
     makers = {stage.name: stage for stage in stages}
     for stage in stages:
         inputs = place_of(stage, "inputs")
+        _check_adapter(stage, makers, place_of(stage, "lora"))
         match stage.config:
             case ScoreStage(scheme="cross_fit" | "held_out"):
                 _check_folds(stage, makers, inputs)
@@ -23,6 +25,36 @@ def check_edges(stages: Sequence[PlannedStage], place_of: PlaceOf) -> None:
                 _check_split(stage, makers, inputs)
             case EvaluateStage():
                 _check_evaluation(stage, makers, inputs)
+
+
+def _check_adapter(stage: PlannedStage, makers: Makers, place: Place) -> None:
+    """An adapter that goes on keeps its shape."""
+    lora, base, before = _lora(stage), stage.inputs.get("base"), _maker(_start(stage), makers)
+    if lora is None or base is None or before is None or base[0] != _base(before, makers):
+        return
+    earlier = _lora(before)
+    if earlier is not None and earlier.shape != lora.shape:
+        raise spec_error(
+            f"differs from lora of {before.name}, whose adapter {stage.name} goes on from: give both the "
+            "same, or only one of them",
+            place,
+        )
+
+
+def _base(stage: PlannedStage, makers: Makers) -> Source | None:
+    """What an adapter of this stage lies over: the input base, where it starts as that or over it."""
+    start, base = _start(stage), stage.inputs.get("base")
+    before = _maker(start, makers)
+    over = before is not None and _lora(before) is not None and base == (_base(before, makers),)
+    return base[0] if base and over else start
+
+
+def _start(stage: PlannedStage) -> Source | None:
+    return next((stage.inputs[role][0] for role in STARTS_FROM if role in stage.inputs), None)
+
+
+def _lora(stage: PlannedStage) -> LoRAConfig | None:
+    return stage.config.lora if isinstance(stage.config, TrainingConfig) else None
 
 
 def _check_folds(stage: PlannedStage, makers: Makers, inputs: Place) -> None:
@@ -58,5 +90,5 @@ def _holds_nothing_out(stage: PlannedStage) -> bool:
     )
 
 
-def _maker(source: Source, makers: Makers) -> PlannedStage | None:
-    return makers[source.name] if source.kind == "stage" else None
+def _maker(source: Source | None, makers: Makers) -> PlannedStage | None:
+    return makers[source.name] if source is not None and source.kind == "stage" else None

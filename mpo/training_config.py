@@ -46,6 +46,11 @@ class LoRAConfig(Strict):
         description="Names of the linear layers to adapt, as q_proj; null = every one of the backbone.",
     )
 
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What an adapter keeps that goes on from stage to stage."""
+        return self.rank, self.alpha, self.target_modules and sorted(self.target_modules)
+
 
 TRAINS_NOTHING = frozenset({"learning_rate", "epochs", "max_steps", "batch_pairs", "lora"})
 """What a stage that only runs models has no use for."""

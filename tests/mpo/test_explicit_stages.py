@@ -79,6 +79,11 @@ def cross_fit(given: Nodes, folds: int, data: str = "rows") -> dict[str, Any]:
     return {"name": "score", "kind": "score", "inputs": {"reward_models": names, "data": "rows"}}
 
 
+def adapt(given: Nodes, place: int, lora: dict[str, Any] | None = None) -> None:
+    given[place].setdefault("lora", lora or {})
+    given[place]["inputs"]["base"] = "tiny"
+
+
 def evaluation(models: list[str]) -> dict[str, Any]:
     inputs = {"models": models, "judge": "rm", "data": "rows.eval"}
     return {"name": "look", "kind": "evaluate", "inputs": inputs}
@@ -169,6 +174,16 @@ REFUSED: dict[str, tuple[Change, tuple[str | int, ...], str]] = {
         ("stages", 2, "on_weak"),
         "on_weak of the score",
     ),
+    "an adapter that goes on in another shape": (
+        lambda given: [has(1, lora={"rank": 4})(given), adapt(given, 1), adapt(given, 5, lora={"rank": 8})],
+        ("stages", 5, "lora"),
+        "lora of first",
+    ),
+    "an adapter of another shape under a reward model": (
+        lambda given: [adapt(given, 1, lora={"rank": 4}), reads(2, backbone="first")(given), adapt(given, 2)],
+        ("stages", 2, "lora"),
+        "lora of first",
+    ),
     "an evaluation on nothing": (
         lambda given: [has(0, fraction=0)(given), given.append(evaluation(["first", "tiny"]))],
         ("stages", 6, "inputs", "data"),
@@ -214,6 +229,10 @@ def test_what_does_not_fit_is_refused_with_its_place(case: str) -> None:
         reads(1, data="ds_texts"),
         reads(0, eval="ds_pairs"),
         lambda given: given.reverse(),
+        lambda given: [adapt(given, 1), adapt(given, 5)],
+        # Over the merged model of the stage before it an adapter is a new one.
+        lambda given: [adapt(given, 1), has(5, lora={"rank": 8})(given)],
+        lambda given: [has(1, lora={"rank": 4})(given), has(5, lora={"rank": 8})(given)],
         lambda given: given.__setitem__(3, cross_fit(given, 2)),
         lambda given: given.append(evaluation(["first", "tiny"])),
         lambda given: [

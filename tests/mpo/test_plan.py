@@ -98,6 +98,13 @@ def test_the_judge_s_seed_is_one_that_a_stage_takes() -> None:
     assert plan({"type": "dpo"}, seed=2**31 - 1)["judge"].seed == 0
 
 
+def test_a_reward_model_on_an_adapted_sft_has_its_adapter_s_shape() -> None:
+    method = {"type": "mpo", "sft": {"lora": {"rank": 4}}, "reward_model": {"backbone": "sft", "lora": {}}}
+    with pytest.raises(InvalidSpec) as caught:
+        plan(method)
+    assert caught.value.facts["loc"] == ("method", "reward_model", "lora")
+
+
 def test_the_ppo_preset_keeps_to_the_sft_model() -> None:
     stages = plan({"type": "ppo"})
     ppo = written(stages["ppo"])
