@@ -15,6 +15,7 @@ from mpo.config import (
     SFTStage,
     SplitStage,
 )
+from mpo.spec_places import refused_field
 from mpo.stage_nodes import ExplicitStage
 from mpo.training_config import Strict
 
@@ -29,19 +30,21 @@ class _Preset(Strict):
         for name in ("reward_model", "judge"):
             config = getattr(self, name, None)
             if config is not None and config.backbone == "sft" and getattr(self, "sft", None) is None:
-                raise ValueError(f"{name}.backbone is sft, and there is no stage sft")
+                raise refused_field("is sft, and there is no stage sft", name, "backbone")
             if config is not None and config.fold is not None:
-                raise ValueError(f"{name}.fold is for explicit stages: here the folds are score's")
+                raise refused_field("is for explicit stages: here the folds are score's", name, "fold")
         return self
 
     @model_validator(mode="after")
     def _adapters_go_on(self) -> Self:
         chain = [(name, getattr(self, name)) for name in ("sft", "dpo", "ppo") if getattr(self, name, None)]
         for (before, earlier), (after, later) in pairwise(chain):
-            if earlier.lora and later.lora and earlier.lora != later.lora:
-                raise ValueError(
-                    f"{after}.lora differs from {before}.lora: {after} goes on from {before}'s adapter, so "
-                    "give both the same, or only one of them"
+            if earlier.lora and later.lora and earlier.lora.shape != later.lora.shape:
+                raise refused_field(
+                    f"differs from {before}.lora: {after} goes on from {before}'s adapter, so give both the "
+                    "same, or only one of them",
+                    after,
+                    "lora",
                 )
         return self
 
@@ -90,7 +93,7 @@ class DPOMethod(_Preset):
     @model_validator(mode="after")
     def _no_gaps(self) -> Self:
         if self.dpo.curriculum is not None:
-            raise ValueError("dpo.curriculum goes by gaps, and this method scores no pair: use mpo")
+            raise refused_field("goes by gaps, and this method scores no pair: use mpo", "dpo", "curriculum")
         return self
 
 
@@ -147,7 +150,10 @@ class JobSpec(Strict):
             return self
         nothing_held_out = self.method.hold_out.fraction == 0 and self.eval_dataset is None
         if nothing_held_out and getattr(self.method, "evaluate", None) is not None:
-            raise ValueError(
-                "hold_out.fraction is 0 and there is no eval_dataset: give either, or set evaluate to null"
+            raise refused_field(
+                "is 0 and there is no eval_dataset: give either, or set evaluate to null",
+                "method",
+                "hold_out",
+                "fraction",
             )
         return self

@@ -16,6 +16,8 @@ from mpo.config import (
     SplitStage,
     Stage,
 )
+from mpo.roles import ROLES
+from mpo.spec_places import refused_field
 from mpo.training_config import Strict
 
 _STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
@@ -27,6 +29,7 @@ Given = Annotated[
 ]
 """One source, or several. Told apart by what they are, so that one is refused for one reason."""
 
+KINDS = tuple(ROLES)
 _ROLE = re.compile(r"[a-z_]{1,40}")
 
 
@@ -87,7 +90,16 @@ class EvaluateNode(_Node, EvaluateStage):
     """`models`, `judge`, `data`, and perhaps `reward_model`, `sft`, `dpo` (for KL) -> report, samples."""
 
 
+def _kind_is_known(stage: Any) -> Any:
+    """Told at the field kind: a union would name the stage alone."""
+    if isinstance(stage, dict) and stage.get("kind") not in KINDS:
+        what = f"should be one of {', '.join(KINDS)}" if "kind" in stage else "is required"
+        raise refused_field(f"kind {what}", "kind")
+    return stage
+
+
 ExplicitStage = Annotated[
     HoldOutNode | SFTNode | RewardModelNode | ScoreNode | SplitNode | DPONode | PPONode | EvaluateNode,
     Field(discriminator="kind"),
+    BeforeValidator(_kind_is_known),
 ]

@@ -29,7 +29,9 @@ def test_stages_that_are_refused_are_not_asked_for_a_method_too() -> None:
     [
         ({"name": "rows.1"}, ("stages", 0, "name")),
         ({"name": ""}, ("stages", 0, "name")),
-        ({"kind": "magic"}, ("stages", 0)),
+        ({"kind": "magic"}, ("stages", 0, "kind")),
+        ({"kind": ["sft"]}, ("stages", 0, "kind")),
+        ({"kind": None}, ("stages", 0, "kind")),
         ({"seed": -1}, ("stages", 0, "seed")),
         ({"frction": 0.1}, ("stages", 0, "frction")),
         ({"inputs": {"data": []}}, ("stages", 0, "inputs", "data")),
@@ -37,6 +39,10 @@ def test_stages_that_are_refused_are_not_asked_for_a_method_too() -> None:
 )
 def test_a_wrong_stage_names_the_field(change: dict[str, Any], place: tuple[str | int, ...]) -> None:
     assert place in refused({"stages": [HOLD_OUT | change]})
+
+
+def test_a_stage_without_a_kind_is_asked_for_it() -> None:
+    assert refused({"stages": [{"name": "rows", "inputs": {}}]}) == [("stages", 0, "kind")]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,7 @@ def test_a_preset_takes_the_stages_that_it_has() -> None:
 @pytest.mark.parametrize("type_", ["mpo", "dpo", "ppo"])
 def test_nothing_held_out_is_nothing_to_evaluate_on(type_: str) -> None:
     method = {"type": type_, "hold_out": {"fraction": 0}}
-    assert refused({"method": method}) == [()]
+    assert refused({"method": method}) == [("method", "hold_out", "fraction")]
     JobSpec.model_validate({"method": {**method, "evaluate": None}})
     JobSpec.model_validate({"method": method, "eval_dataset": "ds_2"})
 
@@ -87,23 +93,25 @@ def test_what_evaluates_nothing_may_hold_nothing_out(type_: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method",
+    ("method", "place"),
     [
-        {"type": "reward_model", "reward_model": {"backbone": "sft"}},
-        {"type": "ppo", "sft": None, "reward_model": {"backbone": "sft"}},
-        {"type": "dpo", "sft": None, "judge": {"backbone": "sft"}},
-        {"type": "mpo", "reward_model": {"fold": 1, "folds": 2}},
-        {"type": "dpo", "dpo": {"curriculum": [2.0, 1.0]}},
+        ({"type": "reward_model", "reward_model": {"backbone": "sft"}}, ("reward_model", "backbone")),
+        ({"type": "ppo", "sft": None, "reward_model": {"backbone": "sft"}}, ("reward_model", "backbone")),
+        ({"type": "dpo", "sft": None, "judge": {"backbone": "sft"}}, ("judge", "backbone")),
+        ({"type": "mpo", "reward_model": {"fold": 1, "folds": 2}}, ("reward_model", "fold")),
+        ({"type": "dpo", "dpo": {"curriculum": [2.0, 1.0]}}, ("dpo", "curriculum")),
     ],
 )
-def test_what_the_preset_s_other_stages_cannot_serve_is_refused(method: dict[str, Any]) -> None:
-    assert refused({"method": method}) == [("method",)]
+def test_what_the_preset_s_other_stages_cannot_serve_is_refused(
+    method: dict[str, Any], place: tuple[str, ...]
+) -> None:
+    assert refused({"method": method}) == [("method", *place)]
 
 
 def test_an_adapter_goes_on_in_the_shape_that_it_has() -> None:
     small, large = {"lora": {"rank": 4}}, {"lora": {"rank": 8}}
-    assert refused({"method": {"type": "mpo", "sft": small, "dpo": large}}) == [("method",)]
-    assert refused({"method": {"type": "ppo", "sft": small, "ppo": large}}) == [("method",)]
+    assert refused({"method": {"type": "mpo", "sft": small, "dpo": large}}) == [("method", "dpo", "lora")]
+    assert refused({"method": {"type": "ppo", "sft": small, "ppo": large}}) == [("method", "ppo", "lora")]
     JobSpec.model_validate({"method": {"type": "mpo", "sft": small, "dpo": small, "ppo": small}})
     # A model that is trained whole in between is a base of its own.
     JobSpec.model_validate({"method": {"type": "mpo", "sft": small, "dpo": {}, "ppo": large}})
