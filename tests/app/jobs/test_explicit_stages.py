@@ -98,7 +98,7 @@ WRONG: dict[str, tuple[Change, list[str | int]]] = {
     "two of a name": (lambda g: node(g, "gaps").update(name="rm"), ["stages", 2, "name"]),
     "no slug": (lambda g: node(g, "gaps").update(name="a/b"), ["stages", 2, "name"]),
     "unknown option": (lambda g: node(g, "first").update(bta=1), ["stages", 4, "bta"]),
-    "unknown kind": (lambda g: node(g, "first").update(kind="kto"), ["stages", 4]),
+    "unknown kind": (lambda g: node(g, "first").update(kind="kto"), ["stages", 4, "kind"]),
     "too long": (
         lambda g: node(g, "first").update(max_prompt_tokens=999),
         ["stages", 4, "max_prompt_tokens"],
