@@ -31,7 +31,7 @@ class Settings:
 
 
 MEASURED = Settings(pairs=800, prompts=200, folds=3, reward_epochs=3, dpo_epochs=2, episodes=1024)
-SMALL = Settings(pairs=96, prompts=24, folds=2, reward_epochs=1, dpo_epochs=2, episodes=64)
+SMALL = Settings(pairs=64, prompts=24, folds=2, reward_epochs=1, dpo_epochs=2, episodes=32)
 
 
 def job_spec(settings: Settings, seed: int) -> JobSpec:

@@ -81,7 +81,7 @@ def test_training_learns_the_preference_and_reports_every_step(inputs: Inputs, t
         "reward_mean",
     }
     summary = json.loads((tmp_path / "rm" / "summary.json").read_text())
-    assert summary["loss_first"] == pytest.approx(0.69, abs=0.1)
+    assert summary["loss_first"] == pytest.approx(0.69, abs=0.2)
     assert summary["loss_last"] < 0.2
     assert summary["loss_last"] == reporter.steps[-1][2]["loss"]
     assert (summary["pairs"], summary["eval_pairs"], summary["steps"]) == (24, 8, 18)
