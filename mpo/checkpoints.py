@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mpo.reporter import Reporter, StageTask
 
@@ -70,18 +69,3 @@ def save_state(path: Path, state: State) -> None:
 def load_state(path: Path) -> dict[str, Any]:
     """What `save_state` kept, on the CPU; never runs code from the file."""
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def rng_state() -> dict[str, Tensor | list[Tensor]]:
-    """State of torch's global generators: the CPU's, and every GPU's."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def restore_rng(state: Mapping[str, Tensor | list[Tensor]]) -> None:
-    """Puts torch's global generators back to what `rng_state` gave."""
-    cpu, cuda = state["cpu"], state["cuda"]
-    assert isinstance(cpu, Tensor)
-    torch.set_rng_state(cpu)
-    if cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(list(cuda))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpo.checkpoints import complete_folder, load_state, restore_rng, rng_state, save_state
+from mpo.checkpoints import complete_folder, load_state, save_state
 
 
 def test_a_folder_appears_whole_under_its_name(tmp_path: Path) -> None:
@@ -60,11 +60,3 @@ def test_code_in_a_state_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError):
         load_state(tmp_path / "s.pt")
     assert not (tmp_path / "ran").exists()
-
-
-def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
-    state = rng_state()
-    expected = torch.rand(4)
-    save_state(tmp_path / "rng.pt", state)
-    restore_rng(load_state(tmp_path / "rng.pt"))
-    assert torch.equal(torch.rand(4), expected)
