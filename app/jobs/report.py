@@ -31,6 +31,11 @@ def read_report(session: Session, owner: str, job_id: str) -> Report:
         raise NotFinished(f"The job is {job.status}: a report is made of all that its stages leave")
     stages = session.scalars(select(StageRow).where(StageRow.job_id == job.id).order_by(StageRow.position))
     summaries = {stage.name: stage.summary for stage in stages if stage.summary is not None}
-    dataset = session.get(Dataset, job.dataset_id) if job.dataset_id is not None else None
-    rows = dataset.report if dataset is not None else None
-    return Report.model_validate(build_report(summaries, JobSpec.model_validate(job.spec), rows))
+    found = [_validated(session, id_) for id_ in (job.dataset_id, job.eval_dataset_id)]
+    return Report.model_validate(build_report(summaries, JobSpec.model_validate(job.spec), *found))
+
+
+def _validated(session: Session, dataset_id: str | None) -> dict[str, Any] | None:
+    """What validation found in a dataset; None where there is none."""
+    dataset = session.get(Dataset, dataset_id) if dataset_id is not None else None
+    return dataset.report if dataset is not None else None

@@ -1,5 +1,6 @@
 """Reading jobs: lists and their filters, polls, events, metrics, reports, runs, artifacts."""
 
+from pathlib import Path
 from typing import Any
 
 from fastapi.testclient import TestClient
@@ -8,7 +9,7 @@ from core import queue
 from core.aftermath import report_progress
 from core.database import open_transaction
 from tests.app.conftest import CreateJob
-from tests.app.jobs.factories import publish, work_until
+from tests.app.jobs.factories import make_dataset, publish, work_until
 
 
 def test_jobs_are_found_by_what_they_are(client: TestClient, create_job: CreateJob) -> None:
@@ -77,6 +78,20 @@ def test_events_come_in_order_and_go_on_after_the_last_known(
     rest = client.get(f"{path}?after={page['last_id']}&limit=100").json()
     assert [event["id"] for event in rest["data"]] == list(range(4, 4 + len(rest["data"])))
     assert not rest["has_more"]
+
+
+def test_a_report_holds_what_validation_found_in_both_datasets(
+    client: TestClient, create_job: CreateJob, tmp_path: Path
+) -> None:
+    others = make_dataset(tmp_path, report={"rows": 8, "of": "others"})
+    job = create_job(
+        dataset=make_dataset(tmp_path, report={"rows": 8, "of": "pairs"}),
+        eval_dataset=others,
+        method={"type": "sft"},
+    )
+    work_until()
+    data = client.get(f"/v1/jobs/{job['id']}/report").json()["data"]
+    assert (data["dataset"]["of"], data["eval_dataset"]["of"]) == ("pairs", "others")
 
 
 def test_a_finished_job_has_a_report_and_artifacts_with_their_lineage(
