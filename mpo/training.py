@@ -21,7 +21,7 @@ from mpo.training_config import TrainingConfig
 MAX_GRAD_NORM = 1.0
 STATE_FILE = "state.pt"
 NAMED_ROWS = 8
-"""Rows that a failure names at most."""
+"""Rows that a failure's message names at most; its facts name all."""
 
 
 class Objective(Protocol):
@@ -140,15 +140,26 @@ def train_step(training: Training, before: int = 0) -> dict[str, float]:
 
 def diverged(step: int, ids: Sequence[str], last_metrics: Mapping[str, float]) -> TrainingDiverged:
     """The error that names the step, its rows and the metrics of the step before."""
-    named = ", ".join(ids[:NAMED_ROWS]) + (f" and {len(ids) - NAMED_ROWS} more" * (len(ids) > NAMED_ROWS))
-    before = ", ".join(f"{name} {value:.4g}" for name, value in last_metrics.items()) or "no step was taken"
+    before = listed_metrics(last_metrics) or "no step was taken"
     return TrainingDiverged(
-        f"The loss or a gradient is not finite at step {step}, on the rows {named}. Before it: {before}. "
+        f"The loss or a gradient is not finite at step {step}, on the rows {listed_rows(ids)}. Before it: "
+        f"{before}. "
         "A lower learning_rate is the usual cure; else look at these rows and at the model's weights.",
         step=step,
         rows=list(ids),
         last_metrics=dict(last_metrics),
     )
+
+
+def listed_rows(ids: Sequence[str]) -> str:
+    """The first of the ids, and how many more there are."""
+    more = f" and {len(ids) - NAMED_ROWS} more" if len(ids) > NAMED_ROWS else ""
+    return ", ".join(ids[:NAMED_ROWS]) + more
+
+
+def listed_metrics(metrics: Mapping[str, float]) -> str:
+    """Names and numbers, to four digits."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def keep_nothing_else(_folder: Path) -> None:

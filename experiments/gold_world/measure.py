@@ -4,17 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel
-
 from examples.grammar import gold_reward
-from mpo.generation import SampledResponse, SamplingConfig, sample
+from mpo.generation import SamplingConfig, sample
 from mpo.policies import load_policy
-from mpo.responses import even_parts, pad_responses, response_logits
+from mpo.sampled_kl import sampled_kl
 from mpo.seeds import row_seed
 from mpo.tokenization import encode_prompt, load_tokenizer, terminators
-
-ROWS_AT_ONCE = 25
 
 
 @dataclass(frozen=True)
@@ -35,29 +30,10 @@ def measure(folder: Path, sft: Path, prompts: Sequence[str], sampling: tuple[int
     config = SamplingConfig(sampling[1], ends.stop_ids, ends.pad_id)
     responses = sample(policy, ids, config, [row_seed(seed, number) for number in range(len(ids))])
     texts = [str(tokenizer.decode(r.token_ids, skip_special_tokens=True)) for r in responses]
+    kls = sampled_kl(folder, sft, ids, [r.token_ids for r in responses], ends.pad_id)
     return Answers(
         gold=[gold_reward(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
-        kl=_kl(policy, load_policy(sft).eval(), ids, responses, ends.pad_id),
+        kl=sum(kls) / len(kls),
         tokens=sum(len(r.token_ids) for r in responses) / len(responses),
         ended=sum(r.finish_reason == "stop" for r in responses) / len(responses),
     )
-
-
-@torch.no_grad()
-def _kl(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
-    prompts: list[list[int]],
-    responses: list[SampledResponse],
-    pad_id: int,
-) -> float:
-    total = 0.0
-    for part in even_parts(len(prompts), -(-len(prompts) // ROWS_AT_ONCE)):
-        here = slice(part.start, part.stop)
-        ids = [response.token_ids for response in responses[here]]
-        batch = pad_responses(prompts[here], ids, pad_id, policy.device)
-        logprobs = torch.log_softmax(response_logits(policy, batch), dim=-1)
-        reference_logprobs = torch.log_softmax(response_logits(reference, batch), dim=-1)
-        tokens = (logprobs.exp() * (logprobs - reference_logprobs)).sum(dim=-1)
-        total += tokens.masked_fill(~batch.response_mask, 0.0).sum().item()
-    return total / len(prompts)

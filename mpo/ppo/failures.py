@@ -7,9 +7,7 @@ from torch import Tensor
 
 from mpo.errors import TrainingDiverged
 from mpo.ppo.state import PPOTraining
-
-NAMED = 8
-"""Rows that the message names; the facts name all."""
+from mpo.training import listed_metrics, listed_rows
 
 
 def diverged(
@@ -23,13 +21,11 @@ def diverged(
     chosen = training.chosen_prompts()
     prompts = list(dict.fromkeys(training.prompts[chosen[row]].id for row in rows))
     after = f"after optimizer step {training.optimizer_steps}" if step is None else f"optimizer step {step}"
-    more = f" and {len(prompts) - NAMED} more" if len(prompts) > NAMED else ""
     metrics = {name: value for name, value in training.last.items() if not name.endswith("per_second")}
-    last = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     return TrainingDiverged(
         f"{what[:1].upper()}{what[1:]} is not finite in iteration {training.iteration + 1}, {after}. "
-        f"Rows whose prompts are concerned: {', '.join(prompts[:NAMED])}{more}. "
-        f"Metrics of the iteration before: {last or 'there is none'}. "
+        f"Rows whose prompts are concerned: {listed_rows(prompts)}. "
+        f"Metrics of the iteration before: {listed_metrics(metrics) or 'there is none'}. "
         "A lower learning_rate may help; in the first iteration, look at the models and at these rows.",
         iteration=training.iteration + 1,
         step=training.optimizer_steps if step is None else step,
