@@ -1,6 +1,5 @@
 """What a job is asked to do: a preset method or an explicit list of stages, and what they work on."""
 
-from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, ValidationInfo, field_validator, model_validator
@@ -33,19 +32,6 @@ class _Preset(Strict):
                 raise refused_field("is sft, and there is no stage sft", name, "backbone")
             if config is not None and config.fold is not None:
                 raise refused_field("is for explicit stages: here the folds are score's", name, "fold")
-        return self
-
-    @model_validator(mode="after")
-    def _adapters_go_on(self) -> Self:
-        chain = [(name, getattr(self, name)) for name in ("sft", "dpo", "ppo") if getattr(self, name, None)]
-        for (before, earlier), (after, later) in pairwise(chain):
-            if earlier.lora and later.lora and earlier.lora.shape != later.lora.shape:
-                raise refused_field(
-                    f"differs from {before}.lora: {after} goes on from {before}'s adapter, so give both the "
-                    "same, or only one of them",
-                    after,
-                    "lora",
-                )
         return self
 
 

@@ -106,12 +106,3 @@ def test_what_the_preset_s_other_stages_cannot_serve_is_refused(
     method: dict[str, Any], place: tuple[str, ...]
 ) -> None:
     assert refused({"method": method}) == [("method", *place)]
-
-
-def test_an_adapter_goes_on_in_the_shape_that_it_has() -> None:
-    small, large = {"lora": {"rank": 4}}, {"lora": {"rank": 8}}
-    assert refused({"method": {"type": "mpo", "sft": small, "dpo": large}}) == [("method", "dpo", "lora")]
-    assert refused({"method": {"type": "ppo", "sft": small, "ppo": large}}) == [("method", "ppo", "lora")]
-    JobSpec.model_validate({"method": {"type": "mpo", "sft": small, "dpo": small, "ppo": small}})
-    # A model that is trained whole in between is a base of its own.
-    JobSpec.model_validate({"method": {"type": "mpo", "sft": small, "dpo": {}, "ppo": large}})

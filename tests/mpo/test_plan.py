@@ -105,6 +105,17 @@ def test_a_reward_model_on_an_adapted_sft_has_its_adapter_s_shape() -> None:
     assert caught.value.facts["loc"] == ("method", "reward_model", "lora")
 
 
+@pytest.mark.parametrize(("type_", "after"), [("mpo", "dpo"), ("ppo", "ppo")])
+def test_an_adapter_goes_on_in_the_shape_that_it_has(type_: str, after: str) -> None:
+    small, large = {"lora": {"rank": 4}}, {"lora": {"rank": 8}}
+    with pytest.raises(InvalidSpec) as caught:
+        plan({"type": type_, "sft": small, after: large})
+    assert caught.value.facts["loc"] == ("method", after, "lora")
+    plan({"type": type_, "sft": small, after: small})
+    # A model that is trained whole in between is a base of its own.
+    plan({"type": "mpo", "sft": small, "dpo": {}, "ppo": large})
+
+
 def test_the_ppo_preset_keeps_to_the_sft_model() -> None:
     stages = plan({"type": "ppo"})
     ppo = written(stages["ppo"])
