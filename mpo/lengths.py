@@ -1,6 +1,9 @@
 """Lengths that a configuration leaves open, set from the model's context. Torch-free."""
 
-from typing import TypeVar
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 from mpo.config import EvaluateStage, PPOStage
 from mpo.training_config import StageConfig, TrainingConfig
@@ -14,6 +17,18 @@ class LengthsExceedContext(ValueError):
     def __init__(self, message: str, *, field: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+def text_settings(config: Path) -> dict[str, Any]:
+    """What a config.json says of the text model: the whole of it, or its part for text."""
+    document: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    return document.get("text_config") or document
+
+
+def named_context(settings: Mapping[str, Any]) -> int | None:
+    """The longest sequence that the text model was made for, in tokens; None where nothing says so."""
+    context = settings.get("max_position_embeddings") or settings.get("n_positions")
+    return None if context is None else int(context)
 
 
 def resolve_lengths(config: S, context_tokens: int) -> S:

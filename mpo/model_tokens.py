@@ -1,6 +1,5 @@
 """How each model writes text as token ids: ids mean something only to models that share a vocabulary."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +7,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from mpo.errors import UnusableModel
+from mpo.lengths import named_context, text_settings
 from mpo.records import Content
 from mpo.reporter import StageInput, StageTask
 from mpo.tokenization import Terminators, encode_prompt, load_tokenizer, terminators
@@ -32,11 +32,10 @@ class ModelTokens:
         tokenizer = load_tokenizer(model.path)
         if not (model.path / "config.json").is_file():
             raise UnusableModel(f"{model.name}: there is no config.json.", model=model.name)
-        config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
-        config = config.get("text_config") or config
-        rows = config.get("vocab_size") or len(tokenizer)
-        context = config.get("max_position_embeddings") or config.get("n_positions")
-        return cls(model.name, tokenizer, terminators(model.path, tokenizer), rows, context)
+        settings = text_settings(model.path / "config.json")
+        rows = settings.get("vocab_size") or len(tokenizer)
+        ends = terminators(model.path, tokenizer)
+        return cls(model.name, tokenizer, ends, rows, named_context(settings))
 
     @cached_property
     def vocabulary(self) -> Mapping[str, int]:

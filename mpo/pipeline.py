@@ -19,6 +19,7 @@ from mpo.errors import InvalidSpec, MPOError, StageFailed, StageInterrupted
 from mpo.field_paths import written_path
 from mpo.job_spec import JobSpec
 from mpo.keys import InputKey, dataset_key
+from mpo.lengths import named_context, text_settings
 from mpo.plan import (
     OUTPUTS,
     PlannedStage,
@@ -84,12 +85,10 @@ def context_tokens(model: Path) -> int:
     """The context of a model folder, in tokens, by its config.json; raises InvalidSpec."""
     if not (model / "config.json").is_file():
         raise InvalidSpec(f"--model: there is no config.json in {model}", field="model")
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config") or config
-    context = config.get("max_position_embeddings") or config.get("n_positions")
+    context = named_context(text_settings(model / "config.json"))
     if context is None:
         raise InvalidSpec("--model: config.json names no max_position_embeddings", field="model")
-    return int(context)
+    return context
 
 
 def plan_run(request: RunRequest) -> list[PlannedStage]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.sampling import ModelFiles
 from core.storage import Storage
+from mpo.lengths import named_context, text_settings
 from mpo.policies import load_policy, load_reward_model, training_device
 from mpo.tokenization import Terminators, load_tokenizer, terminators
 from workers.sampling.refusals import Refused
@@ -111,10 +112,8 @@ def _check_kind(folder: Path, name: str, kind: Kind) -> None:
 
 def _load_tokenizer(folder: Path) -> LoadedTokenizer:
     tokenizer = load_tokenizer(folder)
-    config = json.loads((folder / "config.json").read_text())
-    text_config = config.get("text_config") or config
+    settings = text_settings(folder / "config.json")
     # The embedding may be larger than the tokenizer; what lies beyond the embedding would crash the model.
-    vocabulary = int(text_config.get("vocab_size") or len(tokenizer))
-    context = text_config.get("max_position_embeddings") or text_config.get("n_positions")
-    context_tokens = int(context or DEFAULT_CONTEXT_TOKENS)
+    vocabulary = int(settings.get("vocab_size") or len(tokenizer))
+    context_tokens = named_context(settings) or DEFAULT_CONTEXT_TOKENS
     return LoadedTokenizer(folder, tokenizer, Speller(tokenizer), vocabulary, context_tokens)
