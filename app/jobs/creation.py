@@ -1,13 +1,10 @@
 """Making a job: from a spec to rows, and to the first runs."""
 
-from collections.abc import Mapping
-
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.orm import Session
 
-from app.jobs.planning import EXPLICIT, Plan, plan_spec, resolved_method, rows_of_plan, written_inputs
-from app.jobs.schemas import CreateJob, DryRunView, PlannedStageView
+from app.jobs.planning import EXPLICIT, Plan, plan_spec, resolved_method, rows_of_plan
+from app.jobs.schemas import CreateJob
 from core.advance import advance_job
 from core.database import Transaction
 from core.errors import ServiceError
@@ -15,7 +12,7 @@ from core.events import write_event
 from core.ids import new_id
 from core.settings import settings
 from core.states import FINISHED_JOB
-from core.tables import Artifact, ArtifactReference, Job, JobInput
+from core.tables import ArtifactReference, Job, JobInput
 from mpo.plan import plan_warnings
 
 JOB_ITSELF = ""
@@ -52,27 +49,6 @@ def create_job(tx: Transaction, owner: str, spec: CreateJob) -> Job:
     tx.session.flush()
     advance_job(tx, job.id)
     return job
-
-
-def plan_job(tx: Transaction, owner: str, spec: CreateJob) -> DryRunView:
-    """What `create_job` would do, without doing it; what is cached is a forecast."""
-    plan = plan_spec(tx, owner, spec)
-    cached, warnings = _cached_keys(tx.session, owner, plan.keys), plan_warnings(plan.stages)
-    views = [
-        PlannedStageView(
-            name=stage.name,
-            kind=stage.kind,
-            config=stage.config.model_dump(mode="json"),
-            inputs=written_inputs(stage.kind, stage.inputs),
-            seed=stage.seed,
-            key=plan.keys[stage.name],
-            cached=plan.keys[stage.name] in cached,
-            problems=warnings.get(stage.name, []),
-        )
-        for stage in plan.stages
-    ]
-    given = spec.model_dump(include=set(DryRunView.model_fields) - {"method", "stages"})
-    return DryRunView(**given, method=resolved_method(spec, plan.stages), stages=views)
 
 
 def _leave_room(tx: Transaction, owner: str) -> None:
@@ -115,10 +91,3 @@ def _refer_to_models(tx: Transaction, job: Job, plan: Plan) -> None:
     rows = [{"artifact_id": i, "job_id": job.id, "stage_name": JOB_ITSELF} for i in sorted(artifacts)]
     if rows:
         tx.session.execute(upsert(ArtifactReference).values(rows))
-
-
-def _cached_keys(session: Session, owner: str, keys: Mapping[str, str]) -> set[str]:
-    statement = select(Artifact.key).where(
-        Artifact.owner == owner, Artifact.key.in_(keys.values()), Artifact.deleted_at.is_(None)
-    )
-    return set(session.scalars(statement))

@@ -6,6 +6,7 @@ from fastapi import APIRouter, BackgroundTasks, Query, Response
 
 from app.dependencies import ReadCaller, SessionDep, TransactionDep, WriteCaller
 from app.jobs import changes, creation, metrics, report, service
+from app.jobs.dry_run import plan_job
 from app.jobs.schemas import CreateJob, DryRunView, EventPage, JobView, MetricList, ResumeJob
 from app.jobs.views import job_view
 from app.pagination import Page, PageDep
@@ -36,7 +37,7 @@ def create_job(
     With `dry_run` nothing is created; each stage says its key and whether its result is there already.
     """
     if dry_run:
-        planned = creation.plan_job(tx, caller.owner, spec)
+        planned = plan_job(tx, caller.owner, spec)
         return Response(planned.model_dump_json(), media_type="application/json")
     job = creation.create_job(tx, caller.owner, spec)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
