@@ -14,9 +14,10 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from core.database import Transaction
 from core.errors import FenceOver, ForbiddenTransition
 from core.ids import new_id
+from core.logs import bound_request
 from core.settings import settings
 from core.states import LIVE, TRANSITIONS, RunState
-from core.tables import Artifact, Metric, Run
+from core.tables import Artifact, Job, Metric, Run
 from core.work_items import ClaimedRun, NewArtifact, NewRun
 
 POISON_CRASHES = 3
@@ -37,23 +38,18 @@ def enqueue(tx: Transaction, new: NewRun) -> str | None:
             .order_by(Run.id.desc())
             .limit(1)
         )
+    of_job = select(Job.request_id).where(Job.id == new.job_id).scalar_subquery()
     values: dict[str, Any] = {
+        **vars(new),
         "id": new_id("run"),
-        "kind": new.kind,
-        "slot": new.slot,
-        "owner": new.owner,
-        "subject_id": new.subject_id,
         "config": dict(new.config),
         "inputs": {role: [dict(i) for i in inputs] for role, inputs in new.inputs.items()},
-        "seed": new.seed,
-        "key": new.key,
-        "job_id": new.job_id,
-        "priority": new.priority,
-        "rank": new.rank,
         "checkpoint": checkpoint,
+        # That of the job that wants the run, whoever advances it; else the one being answered.
+        "request_id": func.coalesce(of_job, bound_request()),
     }
-    if new.age is not None:
-        values["age"] = new.age
+    if new.age is None:
+        del values["age"]
     statement = upsert(Run).values(values).on_conflict_do_nothing().returning(Run.id)
     run_id = tx.session.scalar(statement)
     if run_id is not None:
@@ -81,6 +77,7 @@ def claim(tx: Transaction, slot: str, worker_id: str) -> ClaimedRun | None:
             # Shuts out a worker whose lease ran out but who still runs.
             fence=Run.fence + 1,
             lease_until=_lease_end(),
+            claimed_at=func.clock_timestamp(),
             worker_id=worker_id,
             started_at=func.coalesce(Run.started_at, func.clock_timestamp()),
         )
@@ -202,6 +199,7 @@ def crash(tx: Transaction, claimed: ClaimedRun, error: Mapping[str, Any]) -> boo
         tx,
         claimed,
         state=RunState.QUEUED,
+        queued_at=func.clock_timestamp(),
         lease_until=None,
         worker_id=None,
         attempt=Run.attempt + 1,
@@ -213,7 +211,8 @@ def crash(tx: Transaction, claimed: ClaimedRun, error: Mapping[str, Any]) -> boo
 
 def give_back(tx: Transaction, claimed: ClaimedRun) -> None:
     """A graceful stop: queue the run again; counts nothing."""
-    _update_held(tx, claimed, state=RunState.QUEUED, lease_until=None, worker_id=None)
+    now = func.clock_timestamp()
+    _update_held(tx, claimed, state=RunState.QUEUED, queued_at=now, lease_until=None, worker_id=None)
     tx.to_ring.append(claimed.slot)
 
 
@@ -230,7 +229,8 @@ def pause(tx: Transaction, run_id: str) -> bool:
 def resume(tx: Transaction, run_id: str) -> None:
     """Queue a paused run again; raises ForbiddenTransition from any other state."""
     slot = tx.session.scalar(select(Run.slot).where(Run.id == run_id))
-    if slot is None or not _move(tx, run_id, RunState.QUEUED, worker_id=None, applied=False):
+    fresh = {"worker_id": None, "applied": False, "queued_at": func.clock_timestamp()}
+    if slot is None or not _move(tx, run_id, RunState.QUEUED, **fresh):
         raise ForbiddenTransition(run_id=run_id)
     tx.to_ring.append(slot)
 
@@ -264,6 +264,7 @@ def expire_leases(tx: Transaction) -> list[str]:
                 else_=None,
             ),
             lease_until=None,
+            queued_at=func.clock_timestamp(),
             worker_id=None,
             attempt=Run.attempt + 1,
             leases_lost_without_progress=lost,

@@ -3,6 +3,7 @@
 import os
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -35,6 +36,10 @@ class Settings(BaseSettings):
         None, description="Folder for a worker's temporary files; the system's when unset."
     )
     embedded_pid: int | None = Field(None, description="Process that must outlive this one; set by `mpo up`.")
+
+    log_format: Literal["json", "text"] = Field(
+        "json", description="Log lines: one JSON object each, or text for people."
+    )
 
     max_open_jobs: PositiveInt = Field(10_000, description="Unfinished jobs a key may have.")
     max_upload_bytes: PositiveInt = Field(64 << 30, description="Largest accepted upload, in bytes.")

@@ -41,6 +41,9 @@ class ClaimedRun:
     seed: int
     attempt: int
     checkpoint: dict[str, Any] | None
+    request_id: str | None
+    queued_at: datetime
+    claimed_at: datetime
 
 
 @dataclass(frozen=True)

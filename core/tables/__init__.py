@@ -9,6 +9,7 @@ from core.tables.jobs import Event, Job, JobInput, StageRow
 from core.tables.models import BaseModelRow
 from core.tables.progress import Metric
 from core.tables.runs import Run
+from core.tables.tallies import TallyRow
 from core.tables.workers import WorkerRow
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "Metric",
     "Run",
     "StageRow",
+    "TallyRow",
     "WorkerRow",
 ]

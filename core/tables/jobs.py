@@ -6,6 +6,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, t
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
+from core.logs import bound_request
 from core.states import JobState, StageState
 from core.tables.base import Base, Counter, CreatedAt, Json, JsonOrNull, Moment, Versioned, one_of
 
@@ -14,7 +15,8 @@ class Job(Versioned, Base):
     """A spec and what became of it. `event_counter` is the id of the job's newest event.
 
     model, dataset_id: those that the spec names first; `JobInput` has all. weak_accepted: score stages whose
-    weak reward models a person has accepted. accepts_weak: read by the version before alone.
+    weak reward models a person has accepted. accepts_weak: read by the version before alone. request_id: of
+    the HTTP request that made it; its runs and their log lines carry it.
     """
 
     __tablename__ = "jobs"
@@ -45,6 +47,7 @@ class Job(Versioned, Base):
     weak_accepted: Mapped[list[str]] = mapped_column(ARRAY(String), server_default=text("'{}'"))
     error: Mapped[JsonOrNull]
     event_counter: Mapped[Counter]
+    request_id: Mapped[str | None] = mapped_column(default=bound_request)
     created_at: Mapped[CreatedAt]
     started_at: Mapped[Moment]
     finished_at: Mapped[Moment]

@@ -15,6 +15,7 @@ class Run(Versioned, Base):
 
     inputs: role -> list of {"kind", "id", "name", "location", "sha256"}, resolved when the run was enqueued.
     fence rises at every claim; whoever writes with an older one is shut out.
+    queued_at, claimed_at: of the newest attempt. request_id: the HTTP request that caused it.
     """
 
     __tablename__ = "runs"
@@ -74,6 +75,9 @@ class Run(Versioned, Base):
     error: Mapped[JsonOrNull]
     log: Mapped[str] = mapped_column(server_default=text("''"))
     applied: Mapped[bool] = mapped_column(server_default=text("false"))
+    request_id: Mapped[str | None]
     created_at: Mapped[CreatedAt]
+    queued_at: Mapped[CreatedAt]
+    claimed_at: Mapped[Moment]
     started_at: Mapped[Moment]
     finished_at: Mapped[Moment]

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from core import queue
 from core.database import Transaction, open_transaction
 from core.errors import FenceOver, ForbiddenTransition
+from core.logs import bind
 from core.states import TRANSITIONS, RunState
 from core.tables import Artifact, Metric, Run
 from core.work_items import ClaimedRun, NewArtifact, NewRun
@@ -247,3 +248,26 @@ def test_the_checkpoint_that_a_paused_run_replaces_is_kept_for_who_started_from_
     enqueue(key=KEY)
     with open_transaction() as tx:
         assert queue.record_checkpoint(tx, claimed, f"runs/{run_id}/1/checkpoints/2", 2) is None
+
+
+def test_an_attempt_s_wait_begins_anew_when_its_run_is_queued_again() -> None:
+    run_id = enqueue()
+    first = claim()
+    with open_transaction() as tx:
+        queue.give_back(tx, first)
+    second = claim()
+    with open_transaction() as tx:
+        queue.crash(tx, second, {"code": "crashed"})
+    third = claim()
+    let_lease_run_out(run_id)
+    fourth = claim()
+    moments = [m for c in (first, second, third, fourth) for m in (c.queued_at, c.claimed_at)]
+    assert moments == sorted(set(moments))
+
+
+def test_a_run_carries_the_request_that_caused_it() -> None:
+    with bind(request_id="req_cause"):
+        enqueue()
+    assert claim().request_id == "req_cause"
+    enqueue()
+    assert claim().request_id is None
