@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
@@ -61,6 +62,7 @@ def create_app() -> FastAPI:
     )
     app.state.watcher = Watcher()
     app.state.sampler = SamplerGateway()
+    app.state.twins = WeakValueDictionary()
     app.state.methods_of = _methods_of
     app.state.metrics = Metrics()
     app.include_router(operations.probes)

@@ -11,6 +11,7 @@ from core import queue
 from core.aftermath import apply_run, unapplied_runs
 from core.database import Transaction, open_transaction
 from core.heartbeats import beat, sign_off
+from core.idempotency import purge_keys
 from core.settings import settings
 from core.states import RunState
 from core.tables import Run
@@ -67,6 +68,7 @@ class Recovery:
             expired = queue.expire_leases(tx) if database_seen else []
             left_behind = unapplied_runs(tx, BATCH)
             tx.to_ring.extend(_slots_with_work(tx))
+            purge_keys(tx)
         for run_id in dict.fromkeys([*expired, *left_behind]):
             logger.info("recovery: run %s", run_id)
             try:

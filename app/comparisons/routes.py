@@ -12,10 +12,11 @@ from app.comparisons import service
 from app.comparisons.csv_rows import stream_csv
 from app.comparisons.schemas import ComparisonCreate, ComparisonRowView, ComparisonView
 from app.dependencies import ReadCaller, SessionDep, WriteCaller
+from app.idempotency import REPLAYED, Made, OnceDep, creates
 from app.pagination import Page, PageDep, RowPageDep, list_page
 from app.problems import responses
 from app.streams import PollDep
-from core.database import open_transaction
+from core.database import Transaction, open_transaction
 from core.tables import Comparison
 
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
@@ -27,21 +28,25 @@ ROWS_AS_CSV: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("", status_code=202, response_model=ComparisonView, responses=responses(409))
-async def create_comparison(caller: WriteCaller, body: ComparisonCreate, poll: PollDep) -> Response:
+@router.post("", status_code=202, response_model=ComparisonView, responses=creates(202))
+async def create_comparison(
+    caller: WriteCaller, body: ComparisonCreate, poll: PollDep, once: OnceDep
+) -> Response:
     """Compare models on prompts; with `wait`, answers once it has finished or the time is up."""
 
-    def create() -> str:
-        with open_transaction() as tx:
-            return service.create_comparison(tx, caller.owner, body)
+    def make(tx: Transaction) -> Made:
+        comparison_id = service.create_comparison(tx, caller.owner, body)
+        made = service.read_comparison(tx.session, caller.owner, comparison_id)
+        return Made(made.view, 202, f"/v1/comparisons/{comparison_id}")
 
-    comparison_id = await run_in_threadpool(create)
-    return await poll.answer(
-        partial(service.read_comparison, owner=caller.owner, comparison_id=comparison_id),
-        status=202,
-        headers={"Location": f"/v1/comparisons/{comparison_id}"},
-        until_finished=True,
-    )
+    answer = await once.answer(caller.owner, make)
+    if not poll.wait_seconds:
+        return answer
+    # A replay waits as the first request did, and tells how far the same comparison is.
+    headers = {name: answer.headers[name] for name in ("Location", REPLAYED) if name in answer.headers}
+    comparison_id = headers["Location"].rpartition("/")[2]
+    read = partial(service.read_comparison, owner=caller.owner, comparison_id=comparison_id)
+    return await poll.answer(read, status=202, headers=headers, until_finished=True)
 
 
 @router.get("")

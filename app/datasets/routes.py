@@ -14,12 +14,13 @@ from app.authentication import Caller
 from app.datasets import rows, service, uploads
 from app.datasets.schemas import DatasetCreate, DatasetRow, DatasetView, ReportView
 from app.dependencies import ReadCaller, SessionDep, StorageDep, WriteCaller
+from app.idempotency import REPLAYED, Made, Once, OnceDep, creates, fingerprint_of
 from app.pagination import Page, PageDep, RowPageDep, list_page
 from app.problems import responses
 from app.streams import PollDep, Snapshot, versions_of
 from app.validation import parse_body
 from app.wire import Deleted
-from core.database import open_session, open_transaction
+from core.database import Transaction, open_session, open_transaction
 from core.errors import ServiceError, Unprocessable
 from core.states import DatasetState
 from core.storage import Storage, StoredFile
@@ -56,22 +57,21 @@ CONTENT_BODY: dict[str, Any] = {
     status_code=201,
     response_model=DatasetView,
     openapi_extra=CREATE_BODY,
-    responses={202: {"model": DatasetView, "description": "Made with its content"}},
+    responses={202: {"model": DatasetView, "description": "Made with its content"}, **creates(201)},
 )
-async def create_dataset(request: Request, caller: WriteCaller, storage: StorageDep) -> Response:
+async def create_dataset(
+    request: Request, caller: WriteCaller, storage: StorageDep, once: OnceDep
+) -> Response:
     """Make a dataset: from JSON one that awaits its content (201), or as a form one with its file (202)."""
     if uploads.media_type_of(request.headers.get("content-type")) == "multipart/form-data":
-        return await _create_from_form(request, caller, storage)
+        return await _create_from_form(request, caller, storage, once)
     body = parse_body(DatasetCreate, await request.body())
-
-    def create() -> DatasetView:
-        with open_transaction() as tx:
-            return DatasetView.model_validate(service.create_dataset(tx, caller.owner, body))
-
-    return _answer(await run_in_threadpool(create), 201)
+    return await once.answer(
+        caller.owner, lambda tx: _made(service.create_dataset(tx, caller.owner, body), 201)
+    )
 
 
-async def _create_from_form(request: Request, caller: Caller, storage: Storage) -> Response:
+async def _create_from_form(request: Request, caller: Caller, storage: Storage, once: Once) -> Response:
     async with request.form(max_files=1, max_fields=10) as form:
         fields = dict(form)
         file = fields.pop("file", None)
@@ -82,13 +82,21 @@ async def _create_from_form(request: Request, caller: Caller, storage: Storage) 
         stored = await uploads.store_upload(storage, uploads.file_chunks(file))
         media_type = uploads.media_type_of(file.content_type)
 
-    def create() -> DatasetView:
-        with open_transaction() as tx:
-            dataset = service.create_dataset(tx, caller.owner, body)
-            dataset, _ = service.accept_content(tx, caller.owner, dataset.id, stored, media_type)
-            return DatasetView.model_validate(dataset)
+    def make(tx: Transaction) -> Made:
+        dataset = service.create_dataset(tx, caller.owner, body)
+        dataset, _ = service.accept_content(tx, caller.owner, dataset.id, stored, media_type)
+        return _made(dataset, 202)
 
-    return _answer(await run_in_threadpool(create), 202)
+    # Boundaries differ from try to try: the fields and the content's digest are what must be the same.
+    same = fingerprint_of(f"{body.model_dump_json()} {media_type} {stored.sha256}".encode())
+    try:
+        answer = await once.answer(caller.owner, make, same)
+    except ServiceError:
+        await run_in_threadpool(storage.delete, stored.name)
+        raise
+    if REPLAYED in answer.headers:
+        await run_in_threadpool(storage.delete, stored.name)
+    return answer
 
 
 @router.put(
@@ -201,6 +209,10 @@ def _rows_file(dataset: Dataset, storage: Storage, scratch: Path) -> Path:
     if dataset.rows_location is None:
         raise service.NotValidated(f"The dataset is {dataset.status}: it has no rows")
     return storage.fetch(dataset.rows_location, scratch)
+
+
+def _made(dataset: Dataset, status: int) -> Made:
+    return Made(DatasetView.model_validate(dataset), status, f"/v1/datasets/{dataset.id}")
 
 
 def _answer(view: DatasetView, status: int) -> Response:

@@ -3,8 +3,10 @@
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Query, Response
+from starlette.concurrency import run_in_threadpool
 
 from app.dependencies import ReadCaller, SessionDep, TransactionDep, WriteCaller
+from app.idempotency import Made, OnceDep, creates
 from app.jobs import changes, creation, metrics, report, service
 from app.jobs.dry_run import plan_job
 from app.jobs.schemas import CreateJob, DryRunView, EventPage, JobView, MetricList, ResumeJob
@@ -14,6 +16,7 @@ from app.problems import responses
 from app.streams import PollDep
 from app.wire import Deleted
 from core.aftermath import apply_run
+from core.database import Transaction, open_transaction
 from core.states import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -27,21 +30,29 @@ Label = Annotated[list[str] | None, Query(description="`name:value`; several mus
     "",
     status_code=202,
     response_model=JobView,
-    responses={200: {"model": DryRunView, "description": "Dry run"}, **responses(409, 429)},
+    responses={200: {"model": DryRunView, "description": "Dry run"}, **creates(202, 429)},
 )
-def create_job(
-    caller: WriteCaller, spec: CreateJob, tx: TransactionDep, response: Response, dry_run: DryRun = False
-) -> JobView | Response:
+async def create_job(
+    caller: WriteCaller, spec: CreateJob, once: OnceDep, dry_run: DryRun = False
+) -> Response:
     """Create a job: the method is expanded to stages, and whatever is ready starts.
 
     With `dry_run` nothing is created; each stage says its key and whether its result is there already.
     """
     if dry_run:
-        planned = plan_job(tx, caller.owner, spec)
-        return Response(planned.model_dump_json(), media_type="application/json")
-    job = creation.create_job(tx, caller.owner, spec)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return job_view(tx.session, job)
+        return await run_in_threadpool(_plan, caller.owner, spec)
+
+    def make(tx: Transaction) -> Made:
+        job = creation.create_job(tx, caller.owner, spec)
+        return Made(job_view(tx.session, job), 202, f"/v1/jobs/{job.id}")
+
+    return await once.answer(caller.owner, make)
+
+
+def _plan(owner: str, spec: CreateJob) -> Response:
+    with open_transaction() as tx:
+        planned = plan_job(tx, owner, spec)
+    return Response(planned.model_dump_json(), media_type="application/json")
 
 
 @router.get("")

@@ -13,6 +13,7 @@ from app.dependencies import (
     TransactionDep,
     WriteCaller,
 )
+from app.idempotency import Made, OnceDep, creates
 from app.models import downloads, queries, service
 from app.models.schemas import FileList, FileView, ModelCreate, ModelView
 from app.pagination import After, Limit, Order, Page, PageQuery
@@ -51,12 +52,15 @@ def list_models(
     return queries.models_page(session, caller.owner, page)
 
 
-@router.post("", status_code=201, responses=responses(409))
-def create_model(body: ModelCreate, caller: AdminCaller, tx: TransactionDep, response: Response) -> ModelView:
+@router.post("", status_code=201, response_model=ModelView, responses=creates(201))
+async def create_model(body: ModelCreate, caller: AdminCaller, once: OnceDep) -> Response:
     """Register a folder on the server as a base model; it must lie below an allowed root."""
-    model = service.create_model(tx, caller.owner, body)
-    response.headers["Location"] = f"/v1/models/{model.name}"
-    return service.get_model(tx.session, caller.owner, model.name)
+
+    def make(tx: Transaction) -> Made:
+        model = service.create_model(tx, caller.owner, body)
+        return Made(service.get_model(tx.session, caller.owner, model.name), 201, f"/v1/models/{model.name}")
+
+    return await once.answer(caller.owner, make)
 
 
 @router.get("/{model_id}", responses=responses(404))

@@ -3,11 +3,13 @@
 from fastapi import APIRouter, Request, Response
 
 from app.dependencies import AdminCaller, ReadCaller, SessionDep, TransactionDep
+from app.idempotency import Made, OnceDep, creates
 from app.operations import readiness, service
 from app.operations.schemas import Health, KeyCreate, KeyView, QueueView, Readiness, WorkerView
 from app.pagination import Page, page_of
 from app.problems import responses
 from app.wire import Deleted
+from core.database import Transaction
 from core.heartbeats import live_workers
 
 probes = APIRouter(tags=["operations"])
@@ -49,13 +51,20 @@ def read_queue(caller: ReadCaller, session: SessionDep) -> QueueView:
     return service.read_queue(session)
 
 
-@router.post("/keys", status_code=201)
-def create_key(body: KeyCreate, caller: AdminCaller, tx: TransactionDep, response: Response) -> KeyView:
-    """Make an API key. This answer alone shows it."""
-    view = service.create_key(tx, caller, body)
-    response.headers["Location"] = f"/v1/keys/{view.id}"
-    response.headers["Cache-Control"] = "no-store"
-    return view
+@router.post("/keys", status_code=201, response_model=KeyView, responses=creates(201))
+async def create_key(body: KeyCreate, caller: AdminCaller, once: OnceDep) -> Response:
+    """Make an API key. This answer alone shows it.
+
+    A replay by Idempotency-Key makes no second one and has `key` null, as only a hash of the key is kept: if
+    the first answer was lost, delete the key by its id and make another.
+    """
+
+    def make(tx: Transaction) -> Made:
+        view = service.create_key(tx, caller, body)
+        headers = {"Cache-Control": "no-store"}
+        return Made(view, 201, f"/v1/keys/{view.id}", headers, kept=view.model_copy(update={"key": None}))
+
+    return await once.answer(caller.owner, make)
 
 
 @router.delete("/keys/{key_id}", responses=responses(404))

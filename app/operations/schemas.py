@@ -70,11 +70,11 @@ class KeyCreate(Body):
 
 
 class KeyView(View):
-    """A key as it is shown once: only its hash is kept."""
+    """A key as it is shown once: only its hash is kept. key: null where the answer is a replay."""
 
     id: str
     object: Literal["api_key"] = "api_key"
-    key: str
+    key: str | None
     prefix: str
     name: str
     scopes: list[Scope]

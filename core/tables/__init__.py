@@ -5,6 +5,7 @@ from core.tables.artifacts import Artifact, ArtifactReference
 from core.tables.base import Base
 from core.tables.comparisons import Comparison, ComparisonRow
 from core.tables.datasets import Dataset
+from core.tables.idempotency import IdempotencyKey
 from core.tables.jobs import Event, Job, JobInput, StageRow
 from core.tables.models import BaseModelRow
 from core.tables.progress import Metric
@@ -22,6 +23,7 @@ __all__ = [
     "ComparisonRow",
     "Dataset",
     "Event",
+    "IdempotencyKey",
     "Job",
     "JobInput",
     "Metric",
