@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from sqlalchemy import select, update
 
-from core.advance import advance_job, jobs_waiting_on, lock_job
+from core.advance import advance_job
 from core.database import Transaction, open_session, open_transaction
 from core.events import write_event
+from core.job_rows import jobs_waiting_on, lock_job
 from core.states import FINISHED_JOB, LIVE, TERMINAL, DatasetState, JobState, RunState
 from core.tables import Artifact, Comparison, Dataset, Run, StageRow
 

@@ -41,7 +41,7 @@ def enqueue(tx: Transaction, new: NewRun) -> str | None:
     of_job = select(Job.request_id).where(Job.id == new.job_id).scalar_subquery()
     values: dict[str, Any] = {
         **vars(new),
-        "id": new_id("run"),
+        "id": new.id or new_id("run"),
         "config": dict(new.config),
         "inputs": {role: [dict(i) for i in inputs] for role, inputs in new.inputs.items()},
         "checkpoint": checkpoint,

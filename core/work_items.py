@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NewRun:
-    """Work to be queued. age: when the job that wants it was made; older goes first."""
+    """Work to be queued. age: when the job that wants it was made; older goes first. id: made where None."""
 
     kind: str
     slot: str
@@ -22,6 +22,7 @@ class NewRun:
     priority: int = 0
     age: datetime | None = None
     rank: int = 0
+    id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,19 @@ from core.tables import Artifact, ArtifactReference, BaseModelRow, Dataset, Job,
 from core.work_items import NewRun
 
 
-def find_work(tx: Transaction, job: Job, stage: StageRow, stages: list[StageRow]) -> str | None:
-    """None where the stage's key has artifacts already; else the id of the live run to wait for."""
-    if current_artifacts(tx, job.owner, stage.key):
-        return None
+def find_run(tx: Transaction, job: Job, stage: StageRow, stages: list[StageRow], new_id: str) -> str | None:
+    """The run to wait for, a live one of the stage's key or a new one; None where it has artifacts by now.
+
+    The caller has looked for artifacts in this transaction, and found none.
+    """
     while True:
-        live = _live_run(tx, job.owner, stage.key)
+        live = _join_live_run(tx, job, stage.key)
         if live is not None:
-            queue.raise_priority(tx, live, job.priority, job.created_at)
             return live
-        run_id = queue.enqueue(tx, _new_run(tx, job, stage, stages))
+        run_id = queue.enqueue(tx, _new_run(tx, job, stage, stages, new_id))
         if run_id is not None:
             break
-    # A publication may have come between the first look and the INSERT: a new statement sees it.
+    # A publication may have come between the caller's look and the INSERT: a new statement sees it.
     if current_artifacts(tx, job.owner, stage.key):
         queue.cancel(tx, run_id)
         return None
@@ -76,17 +76,37 @@ def locate_model(tx: Transaction, owner: str, name: str) -> dict[str, Any]:
     return _input("artifact", artifact.id, name, artifact.location, artifact.sha256)
 
 
-def _live_run(tx: Transaction, owner: str, key: str) -> str | None:
-    return tx.session.scalar(select(Run.id).where(Run.owner == owner, Run.key == key, Run.state.in_(LIVE)))
+def _join_live_run(tx: Transaction, job: Job, key: str) -> str | None:
+    """The key's live run, as urgent as this job, kept from ending until this job is seen to wait for it.
+
+    Whoever ends a run looks for the jobs that wait only afterwards: without the lock it would miss this one,
+    which is not committed yet, and nobody would look again.
+    """
+    of_key = Run.owner == job.owner, Run.key == key, Run.state.in_(LIVE)
+    less_urgent = (Run.priority < job.priority) | (Run.age > job.created_at)
+    found = tx.session.execute(select(Run.id, Run.slot, less_urgent).where(*of_key)).first()
+    if found is None:
+        return None
+    run_id, slot, raised = found
+    # The lock that will be needed at once: two jobs that both held the weaker one would wait for each other.
+    held = select(Run.id).where(Run.id == run_id, Run.state.in_(LIVE))
+    if tx.session.scalar(held.with_for_update(read=not raised, key_share=raised)) is None:
+        return None
+    if raised:
+        queue.raise_priority(tx, run_id, job.priority, job.created_at)
+    # A worker that looked meanwhile has passed over the locked row.
+    tx.to_ring.append(slot)
+    return run_id
 
 
-def _new_run(tx: Transaction, job: Job, stage: StageRow, stages: list[StageRow]) -> NewRun:
+def _new_run(tx: Transaction, job: Job, stage: StageRow, stages: list[StageRow], new_id: str) -> NewRun:
     by_name = {s.name: s for s in stages}
     inputs = {
         role: [_resolve(tx, job, by_name, source) for source in sources]
         for role, sources in stage.inputs.items()
     }
     return NewRun(
+        id=new_id,
         kind=stage.kind,
         slot=stage.slot,
         owner=job.owner,

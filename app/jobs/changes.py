@@ -13,9 +13,11 @@ from app.comparisons.queries import live_comparison_of
 from app.jobs.leaves import leaf_keys
 from app.jobs.planning import EXPLICIT, planned_stages
 from app.jobs.schemas import ResumeJob
-from core.advance import advance_job, cancel_job, lock_job, pause_job, reset_stage, resume_job, stages_of
+from core.advance import advance_job
 from core.database import Transaction
 from core.errors import Conflict, NotFound, Unprocessable
+from core.job_changes import cancel_job, pause_job, reset_stage, resume_job
+from core.job_rows import lock_job, stages_of
 from core.states import FINISHED_JOB, LIVE, JobState
 from core.tables import ArtifactReference, Job, JobInput, Run, StageRow
 from mpo.config import SplitStage

@@ -7,9 +7,11 @@ import pytest
 from sqlalchemy import func, select
 
 from core import queue
-from core.advance import advance_job, cancel_job, lock_job, pause_job, resume_job, stages_of
+from core.advance import advance_job
 from core.aftermath import apply_run, report_progress, unapplied_runs
 from core.database import open_transaction
+from core.job_changes import cancel_job, pause_job, resume_job
+from core.job_rows import lock_job, stages_of
 from core.tables import Event, Job, Run
 from core.work_items import ClaimedRun
 from tests.core.jobs import (
