@@ -11,6 +11,7 @@ from app import documentation, problems
 from app.artifacts import routes as artifacts
 from app.comparisons import routes as comparisons
 from app.datasets import routes as datasets
+from app.event_streams import EventFeed
 from app.inference import routes as inference
 from app.inference.replies import SamplerGateway
 from app.jobs import routes as jobs
@@ -46,6 +47,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings()  # refuses to start on a wrong setting rather than at the first request
     yield
     await app.state.watcher.stop()
+    await app.state.feed.stop()
     await app.state.sampler.close()
     dispose()
 
@@ -61,6 +63,7 @@ def create_app() -> FastAPI:
         redoc_url=None,
     )
     app.state.watcher = Watcher()
+    app.state.feed = EventFeed()
     app.state.sampler = SamplerGateway()
     app.state.twins = WeakValueDictionary()
     app.state.methods_of = _methods_of

@@ -1,11 +1,12 @@
 """Jobs over HTTP."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from app.dependencies import ReadCaller, SessionDep, TransactionDep, WriteCaller
+from app.event_streams import MEDIA_TYPE, EventStream, Place, wants_stream
 from app.idempotency import Made, OnceDep, creates
 from app.jobs import changes, creation, metrics, report, service
 from app.jobs.dry_run import plan_job
@@ -22,6 +23,19 @@ from core.states import JobState
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 DryRun = Annotated[bool, Query(description="Only say what the job would do.")]
+LastEventId = Annotated[
+    int | None,
+    Header(
+        alias="Last-Event-ID",
+        ge=0,
+        lt=2**63,
+        description="Id of the last event that was received; browsers send it when they connect again.",
+    ),
+]
+AS_STREAM: dict[str, Any] = {
+    "description": "Events",
+    "content": {MEDIA_TYPE: {"schema": {"type": "string", "description": "`data` of each is an event"}}},
+}
 Names = Annotated[list[str] | None, Query(description="Metrics to give; all where none is named.")]
 Label = Annotated[list[str] | None, Query(description="`name:value`; several must all hold.")]
 
@@ -114,16 +128,27 @@ def resume_job(
     return job_view(tx.session, job)
 
 
-@router.get("/{job_id}/events", responses=responses(404))
-def list_events(
+@router.get("/{job_id}/events", response_model=EventPage, responses={200: AS_STREAM, **responses(404)})
+async def list_events(
+    request: Request,
     caller: ReadCaller,
-    session: SessionDep,
     job_id: str,
     after: Annotated[int, Query(ge=0, lt=2**63, description="Id of the last event that is known.")] = 0,
     limit: Annotated[int, Query(ge=1, le=100, description="Events a page.")] = 20,
-) -> EventPage:
-    """List a job's events, oldest first."""
-    return service.list_events(session, caller.owner, job_id, after=after, limit=limit)
+    last_event_id: LastEventId = None,
+    accept: Annotated[str | None, Header()] = None,
+) -> Response:
+    """List a job's events, oldest first; with `Accept: text/event-stream` as they come.
+
+    A stream begins behind `Last-Event-ID` (or `after`), keeps silent connections open by comments, and ends
+    once the job has finished and all is sent. It may also end when the server stops: go on from the last id.
+    """
+    known = after if last_event_id is None else last_event_id
+    if wants_stream(accept):
+        await run_in_threadpool(service.check_job, caller.owner, job_id)
+        return EventStream(request.app.state.feed, Place(job_id, known))
+    page = await run_in_threadpool(service.list_events, caller.owner, job_id, after=known, limit=limit)
+    return Response(page.model_dump_json(), media_type="application/json", headers={"Vary": "Accept"})
 
 
 @router.get("/{job_id}/metrics", responses=responses(404))

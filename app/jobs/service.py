@@ -7,6 +7,7 @@ from app.jobs.schemas import EventPage, EventView, JobView
 from app.jobs.views import job_view, job_views
 from app.pagination import Page, PageQuery
 from app.streams import Snapshot, versions_of
+from core.database import open_session
 from core.errors import NotFound, Unprocessable
 from core.states import FINISHED_JOB, JobState
 from core.tables import Event, Job, JobInput
@@ -61,11 +62,18 @@ def list_jobs(
     )
 
 
-def list_events(session: Session, owner: str, job_id: str, *, after: int, limit: int) -> EventPage:
+def check_job(owner: str, job_id: str) -> None:
+    """Raises NotFound where it is no job of the caller's; a stream keeps no session."""
+    with open_session() as session:
+        find_job(session, owner, job_id)
+
+
+def list_events(owner: str, job_id: str, *, after: int, limit: int) -> EventPage:
     """A job's events beyond `after`, oldest first."""
-    job = find_job(session, owner, job_id)
-    statement = select(Event).where(Event.job_id == job.id, Event.id > after).order_by(Event.id)
-    found = list(session.scalars(statement.limit(limit + 1)))
+    with open_session() as session:
+        job = find_job(session, owner, job_id)
+        statement = select(Event).where(Event.job_id == job.id, Event.id > after).order_by(Event.id)
+        found = list(session.scalars(statement.limit(limit + 1)))
     views = [EventView.model_validate(event, from_attributes=True) for event in found[:limit]]
     return EventPage(
         data=views,
