@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from app.validation import FieldError, field_errors
 from core.errors import NotFound, ServiceError, Unavailable, Unprocessable
+from core.uploading import StoreFailed
 from mpo.errors import MPOError
 
 MEDIA_TYPE = "application/problem+json"
@@ -53,6 +54,12 @@ class Overloaded(Unavailable):
     """The database does not answer in time; try again in a few seconds."""
 
     code, title = "database_unavailable", "Database unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    """The store of files did not do what was asked; nothing has changed: try again later."""
+
+    code, title = "store_unavailable", "Store unavailable"
 
 
 class InternalError(ServiceError):
@@ -107,6 +114,8 @@ def translate(error: Exception) -> ServiceError:
     if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         logger.warning("database: %s", type(error.__cause__ or error).__name__)
         return Overloaded()
+    if isinstance(error, StoreFailed):
+        return StoreUnavailable(f"The store of files failed: {error.strerror}; nothing has changed")
     if isinstance(error, DataError):
         # Such as NUL in an id: nothing that the database could ever hold.
         return Unprocessable("A value holds characters or numbers that cannot be stored")
@@ -160,7 +169,7 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)
-    for kind in (MPOError, OperationalError, InterfaceError, PoolTimeout, DataError):
+    for kind in (MPOError, OperationalError, InterfaceError, PoolTimeout, DataError, StoreFailed):
         app.add_exception_handler(kind, on_error)
 
 

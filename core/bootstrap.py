@@ -12,7 +12,7 @@ from core.database import Transaction, open_transaction
 from core.errors import Unprocessable
 from core.ids import new_id
 from core.settings import settings
-from core.storage import folder_digest
+from core.stored_files import folder_digest
 from core.tables import ApiKey, BaseModelRow
 
 ADMIN = "admin"

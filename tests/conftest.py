@@ -20,6 +20,7 @@ from core.bootstrap import ensure_admin_key
 from core.migrate import alembic_config
 from core.settings import settings
 from embedded import postgres, valkey
+from tests.object_store import fresh_bucket, s3_environment, s3_server
 
 START_SECONDS = 60
 TEMPLATE = "mpo_template"
@@ -87,6 +88,21 @@ def store(tmp_path: Path) -> Path:
     folder = tmp_path / "store"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The session's S3 server, started by the first test that asks for it."""
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of an empty bucket of the test's own, which this process and those that it starts can reach."""
+    for name, value in s3_environment(s3_url).items():
+        monkeypatch.setenv(name, value)
+    return fresh_bucket()
 
 
 @pytest.fixture

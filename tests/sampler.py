@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from core.ids import new_id
 from core.sampling import ALIVE, ModelFiles
 from core.settings import settings
-from core.storage import folder_digest
+from core.stored_files import folder_digest
 from tests.mpo.tiny import write_policy, write_reward_model
 from workers.sampling.mailbox import CONSUMER_ALIVE, Mailbox
 from workers.sampling.serving import serve

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from core.settings import settings
-from core.storage import Storage, StoredFile, files_digest
+from core.storage import Storage
+from core.stored_files import StoredFile, files_digest
 from core.work_items import ClaimedRun, NewArtifact
 from mpo.plan import OUTPUTS
 from workers.child_protocol import ChildInput, ChildTask, Done
@@ -28,9 +29,8 @@ def fetch(claimed: ClaimedRun, folder: Path, storage: Storage) -> ChildTask:
         for role, sources in claimed.inputs.items()
     }
     resume = None
-    if claimed.checkpoint is not None:
+    if claimed.checkpoint is not None and storage.holds_folder(claimed.checkpoint["location"]):
         resume = storage.fetch(claimed.checkpoint["location"], folder / "resume")
-        resume = resume if resume.exists() else None
     return ChildTask(
         kind=claimed.kind,
         config=claimed.config,

@@ -23,7 +23,8 @@ from app.wire import Deleted
 from core.database import Transaction, open_session, open_transaction
 from core.errors import ServiceError, Unprocessable
 from core.states import DatasetState
-from core.storage import Storage, StoredFile
+from core.storage import Storage
+from core.stored_files import StoredFile
 from core.tables import Dataset
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])

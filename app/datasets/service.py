@@ -10,7 +10,7 @@ from core.database import Transaction
 from core.errors import Conflict, NotFound
 from core.ids import new_id
 from core.states import FINISHED_JOB, DatasetState
-from core.storage import StoredFile
+from core.stored_files import StoredFile
 from core.tables import Artifact, Dataset, Job, JobInput
 from core.work_items import NewRun
 

@@ -1,5 +1,6 @@
 """Uploads: streamed to the store and digested as they come, before any transaction."""
 
+import asyncio
 import base64
 import binascii
 import re
@@ -13,7 +14,8 @@ from app.middleware import BodyTooLarge
 from core.errors import ServiceError
 from core.ids import new_id
 from core.settings import settings
-from core.storage import CHUNK_BYTES, Storage, StoredFile
+from core.storage import CHUNK_BYTES, Storage
+from core.stored_files import StoredFile
 
 SHA_256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([^:]*):", re.IGNORECASE)
 
@@ -72,9 +74,11 @@ async def store_upload(
         kept = True
         return stored
     finally:
-        if not kept:
-            # Not in a thread: a cancelled task could not wait for one.
+        if not kept and storage.root_folder:
             writer.abort()
+        elif not kept:
+            # Not waited for, which a cancelled task could not; not here either: the store is far away.
+            asyncio.get_running_loop().run_in_executor(None, writer.abort)
 
 
 async def body_chunks(request: Request) -> AsyncIterator[bytes]:

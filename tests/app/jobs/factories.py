@@ -12,7 +12,8 @@ from core import queue
 from core.aftermath import apply_run
 from core.database import open_session, open_transaction
 from core.ids import new_id
-from core.storage import files_digest, storage
+from core.storage import storage
+from core.stored_files import files_digest
 from core.tables import BaseModelRow, Dataset, Run, StageRow
 from core.work_items import ClaimedRun, NewArtifact
 from mpo.plan import OUTPUTS
