@@ -4,8 +4,8 @@ A reader has a place: its job, and the id of the event that it has sent last. Ev
 all places at which somebody waits, and readers at one place share what it found. Who is still sending waits
 for nothing: however slow a client is, nothing piles up for it and nobody waits for it.
 
-A job's events get their ids under its row's lock, together with its counter: what a statement sees of a job has
-no gaps, so a place is all that has to be known to go on anywhere, also after a lost connection.
+A job's events get their ids under its row's lock, together with its counter: what a statement sees of a job
+has no gaps, so a place is all that has to be known to go on anywhere, also after a lost connection.
 """
 
 import asyncio
