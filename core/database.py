@@ -5,16 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.orm import Session, sessionmaker
 
+from core.connections import Door
 from core.doorbell import ring
 from core.settings import settings
 
-CONNECT_TIMEOUT_SECONDS = 5
-STATEMENT_TIMEOUT_MILLISECONDS = 30_000
-LOCK_TIMEOUT_MILLISECONDS = 10_000
-POOL_TIMEOUT_SECONDS = 5
+POOL_TIMEOUT_SECONDS = 3
 
 
 @dataclass
@@ -31,17 +29,14 @@ class Transaction:
 @cache
 def engine() -> Engine:
     """This process's engine. Call `engine.cache_clear` after a fork: connections cannot be shared."""
+    url = make_url(settings().database_url.get_secret_value())
     return create_engine(
-        settings().database_url.get_secret_value(),
+        url,
+        creator=Door(url).connect,
         pool_size=10,
         max_overflow=20,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_pre_ping=True,
-        connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MILLISECONDS} "
-            f"-c lock_timeout={LOCK_TIMEOUT_MILLISECONDS} -c timezone=utc",
-        },
     )
 
 

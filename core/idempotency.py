@@ -12,7 +12,8 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import bindparam, delete, func, select, text, update
 from sqlalchemy.exc import OperationalError
 
-from core.database import LOCK_TIMEOUT_MILLISECONDS, Transaction
+from core.connections import LOCK_TIMEOUT_MILLISECONDS
+from core.database import Transaction
 from core.errors import Conflict, Unprocessable
 from core.tables import IdempotencyKey
 
