@@ -37,6 +37,8 @@ def engine() -> Engine:
         max_overflow=20,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_pre_ping=True,
+        # An error's text is logged; what was to be written may be a prompt.
+        hide_parameters=True,
     )
 
 

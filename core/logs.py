@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import TextIO
 
 from core.settings import settings
 
@@ -34,9 +35,9 @@ def bound_request() -> str | None:
     return str(found) if found is not None else None
 
 
-def configure(process: str) -> None:
-    """Send all log lines of this process to stderr, in the format of the settings. process: who speaks."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(process: str, stream: TextIO | None = None) -> None:
+    """Send all log lines of this process to a stream, stderr by default. process: who speaks."""
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines(process) if settings().log_format == "json" else TextLines(process))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 

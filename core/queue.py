@@ -38,6 +38,7 @@ def enqueue(tx: Transaction, new: NewRun) -> str | None:
             .order_by(Run.id.desc())
             .limit(1)
         )
+    # That of the job that wants the run, whoever advances it; else the one being answered.
     of_job = select(Job.request_id).where(Job.id == new.job_id).scalar_subquery()
     values: dict[str, Any] = {
         **vars(new),
@@ -45,8 +46,7 @@ def enqueue(tx: Transaction, new: NewRun) -> str | None:
         "config": dict(new.config),
         "inputs": {role: [dict(i) for i in inputs] for role, inputs in new.inputs.items()},
         "checkpoint": checkpoint,
-        # That of the job that wants the run, whoever advances it; else the one being answered.
-        "request_id": func.coalesce(of_job, bound_request()),
+        "request_id": bound_request() if new.job_id is None else of_job,
     }
     if new.age is None:
         del values["age"]

@@ -1,53 +1,63 @@
-"""`python -m workers --slot cpu|gpu --concurrency N`: a Celery worker with N slots, and recovery."""
+"""`python -m workers --slot cpu|gpu --concurrency N`: a worker with N slots, and recovery."""
 
 import argparse
 import logging
+import signal
 import sys
+from threading import Event
 
-from celery.signals import setup_logging, worker_shutdown
+from sqlalchemy.exc import SQLAlchemyError
 
-from core.doorbell import queue_name
+from core import logs, tallies
 from core.ids import new_id
-from core.settings import settings, withhold_credentials
+from core.settings import withhold_credentials
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Run until SIGTERM: then running work checkpoints and goes back to the queue."""
+    """Run until SIGTERM or SIGINT: then running work checkpoints and goes back to the queue."""
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--slot", choices=("cpu", "gpu"), required=True, help="class of runs to take")
     parser.add_argument("--concurrency", type=int, default=1, help="runs at a time (default 1)")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    settings()
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # The second one too changes nothing: the stop that is under way goes on.
+        signal.signal(number, lambda *_: stop.set())
+    logs.configure(f"worker-{arguments.slot}")
     # Before the fork server starts, whose children must not be able to reach the database.
     withhold_credentials()
+    _work(arguments.slot, arguments.concurrency, stop)
+    return 0
 
-    from workers.celery_app import celery_app
-    from workers.child import start_fork_server
+
+def _work(slot: str, concurrency: int, stop: Event) -> None:
     from workers.executor import Executor
+    from workers.fork_server import start_fork_server, stop_fork_server
+    from workers.hearing import Ear
     from workers.recovery import Recovery
 
     worker_id = new_id("worker")
-    start_fork_server(arguments.slot)
-    executor = Executor(arguments.slot, arguments.concurrency, worker_id)
-    recovery = Recovery(worker_id, arguments.slot, arguments.concurrency)
-
-    def stop(**_: object) -> None:
-        executor.stop()
-        recovery.stop()
-
-    def keep_our_logging(**_: object) -> None:
-        """A receiver of this signal is what keeps Celery from configuring the root logger."""
-
-    setup_logging.connect(keep_our_logging, weak=False)
-    worker_shutdown.connect(stop, weak=False)
+    start_fork_server(slot)
+    executor = Executor(slot, concurrency, worker_id)
+    recovery = Recovery(worker_id, slot, concurrency)
+    ear = Ear(worker_id, slot)
     recovery.start()
     executor.start()
-    # One thread hears the bell; the slots are the executor's, and work without the broker too.
-    options = ["--pool=threads", "--concurrency=1", f"--queues={queue_name(arguments.slot)}"]
-    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
-    celery_app.worker_main(["worker", f"--hostname={worker_id}@%h", *options, *quiet])
-    return 0
+    ear.open()
+    logger.info("worker %s takes %s runs, %d at a time", worker_id, slot, concurrency)
+    stop.wait()
+    logger.info("worker %s was asked to stop", worker_id)
+    executor.stop()
+    ear.close()
+    try:
+        tallies.flush()
+    except SQLAlchemyError as error:
+        logger.info("figures are lost: the database is away: %s", type(error).__name__)
+    # Last: its sign-off says that nothing of this worker is left.
+    recovery.stop()
+    stop_fork_server()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Forked from a server that has the libraries imported already. When the worker di
 """
 
 import json
+import logging
 import os
 import platform
 import resource
@@ -19,14 +20,18 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from core import logs
+from core.logs import bind
 from mpo.config import Stage
 from mpo.errors import StageInterrupted
 from mpo.reporter import StageInput, StageTask
-from workers.child_protocol import Checkpointed, ChildTask, Done, Progress, Rows, Stopped, Warned
+from workers.child_protocol import Checkpointed, ChildTask, Done, Failed, Progress, Rows, Stopped, Warned
 from workers.failures import failed
 
 NAMED_LIBRARIES = ("torch", "transformers", "trl", "numpy", "pyarrow")
 STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
+
+logger = logging.getLogger(__name__)
 
 
 class PipeReporter:
@@ -69,17 +74,24 @@ def main(task: ChildTask, pipe: Connection, life: Connection) -> None:
     """Entry of the child process."""
     os.setsid()
     threading.Thread(target=_die_with_worker, args=(life,), daemon=True).start()
-    _log_to(task.log)
     reporter = PipeReporter(pipe, float(task.config.get("checkpoint_seconds", 300.0)))
+    _log_to(task.log)
+    with bind(**task.log_fields):
+        logger.info("begins in process %d", os.getpid())
+        outcome = _outcome(task, reporter)
+        logger.info("ends: %s", outcome.code if isinstance(outcome, Failed) else type(outcome).__name__)
+    pipe.send(outcome)
+
+
+def _outcome(task: ChildTask, reporter: PipeReporter) -> Done | Stopped | Failed:
     try:
         _perform(task, reporter)
     except StageInterrupted:
-        pipe.send(Stopped())
+        return Stopped()
     except Exception as error:  # the border: every failure becomes a row that a person can read
         traceback.print_exc()
-        pipe.send(failed(error))
-    else:
-        pipe.send(_done())
+        return failed(error)
+    return _done()
 
 
 def _perform(task: ChildTask, reporter: PipeReporter) -> None:
@@ -165,7 +177,12 @@ def _die_with_worker(life: Connection) -> None:
 
 
 def _log_to(path: Path) -> None:
+    """Lines go on to the worker's log, and with all that is printed to the run's own, for its owner."""
+    logs.configure("child", os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     os.close(descriptor)
+    printed = logging.StreamHandler(sys.stderr)
+    printed.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
+    logging.getLogger().addHandler(printed)

@@ -28,6 +28,8 @@ class ChildTask:
     log: Path
     torch_threads: int
     redis_url: str
+    log_fields: Mapping[str, str | int] = field(default_factory=dict)
+    """What the worker binds to its own log lines of this run."""
 
 
 @dataclass(frozen=True)

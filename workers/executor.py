@@ -5,16 +5,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Event, Thread
 
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from core import queue
+from core import queue, tallies
 from core.aftermath import apply_run
 from core.database import open_transaction
 from core.errors import FenceOver
+from core.logs import bind
 from core.settings import settings
 from core.states import RunState
 from core.storage import storage
@@ -35,9 +37,11 @@ from workers.child_protocol import (
     Warned,
 )
 from workers.failures import crash_row, failure_row
+from workers.fork_server import ForkServerGone
 from workers.lease import LeaseKeeper
 
 DATABASE_RETRY_SECONDS = 1.0
+FORK_SERVER_RETRY_SECONDS = 2.0
 LOG_BYTES = 64_000
 
 logger = logging.getLogger(__name__)
@@ -104,7 +108,25 @@ class Executor:
                 claimed = queue.claim(tx, self._slot, self._worker_id)
             if claimed is None:
                 return
+            tallies.observe(tallies.CLAIM_SECONDS, _waited_seconds(claimed), slot=self._slot)
             Performance(claimed, self._scratch, self.stopping).perform()
+
+
+def _waited_seconds(claimed: ClaimedRun) -> float:
+    return (claimed.claimed_at - claimed.queued_at).total_seconds()
+
+
+def _log_fields(claimed: ClaimedRun) -> dict[str, str | int]:
+    """What every log line of this attempt carries, the child's too."""
+    fields: dict[str, str | int | None] = {
+        "request_id": claimed.request_id,
+        "job_id": claimed.job_id,
+        "run_id": claimed.id,
+        "fence": claimed.fence,
+        "kind": claimed.kind,
+        "stage": claimed.subject_id if claimed.job_id else None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 class Performance:
@@ -119,15 +141,19 @@ class Performance:
 
     def perform(self) -> None:
         """Do the work, write how it ended, and carry that to whom it concerns."""
+        with bind(**_log_fields(self._claimed)):
+            self._perform()
+
+    def _perform(self) -> None:
         claimed = self._claimed
-        logger.info("run %s (%s) fence %d: claimed", claimed.id, claimed.kind, claimed.fence)
+        logger.info("claimed, %.3f s after it was queued", _waited_seconds(claimed))
         try:
             with self._keeper:
                 self._until_database_answers(lambda: apply_run(claimed.id))
                 self._run()
             self._until_database_answers(lambda: apply_run(claimed.id))
         except FenceOver as over:
-            logger.info("run %s fence %d is over: %s", claimed.id, claimed.fence, over.facts.get("state"))
+            logger.info("the fence is over: %s", over.facts.get("state"))
             self._until_database_answers(lambda: apply_run(claimed.id))
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -136,15 +162,20 @@ class Performance:
         started = time.monotonic()
         try:
             task = stage_inputs.fetch(self._claimed, self._folder, self._storage)
+            task = replace(task, log_fields=_log_fields(self._claimed))
             outcome = self._child(task)
             if isinstance(outcome, Done):
                 self._publish(task, outcome, time.monotonic() - started)
                 return
         except OSError as error:
             outcome = Failed("storage_failed", f"The store: {error}", retryable=False)
-        except (EOFError, ValueError) as error:
-            # The fork server went down while a child was started, or a row names no location.
-            logger.exception("run %s", self._claimed.id)
+        except ForkServerGone as error:
+            logger.warning("no child could be started: %s", error)
+            self._stopping.wait(FORK_SERVER_RETRY_SECONDS)
+            outcome = Stopped()
+        except ValueError as error:
+            # A row names no location.
+            logger.exception("the work cannot be made ready")
             outcome = Failed("internal_error", f"{type(error).__name__}: {error}", retryable=True)
         self._settle(outcome)
 
@@ -154,13 +185,19 @@ class Performance:
         def paused() -> bool:
             return keeper.lost.is_set() and keeper.lost_to == RunState.PAUSED
 
-        outcome = run_in_child(
-            task,
-            self._hear,
-            abort=lambda: keeper.lost.is_set() and not paused(),
-            stop=lambda: self._stopping.is_set() or paused(),
-        )
-        logger.info("run %s: child ended: %s", self._claimed.id, type(outcome).__name__)
+        def aborted() -> bool:
+            return keeper.lost.is_set() and not paused()
+
+        def stopped() -> bool:
+            return self._stopping.is_set() or paused()
+
+        if aborted() or stopped():
+            # Known since the inputs were fetched, which may take long.
+            return None if aborted() else Stopped()
+        outcome = run_in_child(task, self._hear, aborted, stopped)
+        logger.info("child ended: %s", type(outcome).__name__)
+        if isinstance(outcome, Crashed):
+            tallies.count(tallies.CRASHES, kind=self._claimed.kind)
         return outcome
 
     def _hear(self, report: Report) -> None:
@@ -182,7 +219,7 @@ class Performance:
             self._until_database_answers(record)
         except FenceOver:
             # The keeper learns it too and ends the child; a late attempt deletes nothing.
-            logger.info("run %s: its checkpoint came too late", self._claimed.id)
+            logger.info("a checkpoint came too late")
 
     def _publish(self, task: ChildTask, done: Done, wall_seconds: float) -> None:
         artifacts, summary = stage_inputs.store(self._claimed, task, done, wall_seconds, self._storage)
@@ -194,6 +231,8 @@ class Performance:
                     queue.publish(tx, self._claimed, artifacts, summary)
 
         self._until_database_answers(publish)
+        tallies.observe(tallies.STAGE_SECONDS, wall_seconds, kind=self._claimed.kind)
+        logger.info("published after %.1f s", wall_seconds)
 
     def _settle(self, outcome: Failed | Stopped | Crashed | None) -> None:
         if outcome is None or self._keeper.lost.is_set():
@@ -218,7 +257,7 @@ class Performance:
             try:
                 write()
             except (OperationalError, InterfaceError, PoolTimeout) as error:
-                logger.warning("run %s: the database is away: %s", self._claimed.id, error)
+                logger.warning("the database is away: %s", type(error).__name__)
                 self._stopping.wait(DATABASE_RETRY_SECONDS)
                 if self._stopping.is_set():
                     raise

@@ -3,6 +3,8 @@
 import logging
 import time
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -38,9 +40,11 @@ class LeaseKeeper:
         self._warnings: list[str] = []
         self._rows: list[dict[str, Any]] = []
         self._begun: tuple[float, int] | None = None
-        self._thread = Thread(target=self._keep, name=f"lease {claimed.id}", daemon=True)
 
     def __enter__(self) -> "LeaseKeeper":
+        # In the context of who enters: log lines of this thread name the same run.
+        work = partial(copy_context().run, self._keep)
+        self._thread = Thread(target=work, name=f"lease {self._claimed.id}", daemon=True)
         self._thread.start()
         return self
 

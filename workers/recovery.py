@@ -7,7 +7,7 @@ from threading import Event, Thread
 from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from core import queue
+from core import queue, tallies
 from core.aftermath import apply_run, unapplied_runs
 from core.database import Transaction, open_transaction
 from core.heartbeats import beat, sign_off
@@ -51,6 +51,7 @@ class Recovery:
                 with open_transaction() as tx:
                     beat(tx, self._worker_id, self._slot, self._concurrency)
                 self.pass_once()
+                tallies.flush()
             except SQLAlchemyError as error:
                 self._up_since = None
                 logger.warning("recovery: the database is away: %s", type(error).__name__)
@@ -66,6 +67,7 @@ class Recovery:
             # Workers could not renew while the database was away: each gets a whole lease to do so first.
             database_seen = time.monotonic() - self._up_since >= settings().lease_seconds
             expired = queue.expire_leases(tx) if database_seen else []
+            tallies.count(tallies.LEASES_LOST, len(expired))
             left_behind = unapplied_runs(tx, BATCH)
             tx.to_ring.extend(_slots_with_work(tx))
             purge_keys(tx)
