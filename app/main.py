@@ -20,7 +20,9 @@ from app.models import routes as models
 from app.operations import routes as operations
 from app.operations.metrics import Metrics
 from app.runs import routes as runs
+from app.stopping import told_of_a_stop
 from app.streams import Watcher
+from core import logs
 from core.database import dispose
 from core.settings import settings
 
@@ -45,7 +47,9 @@ ANYWHERE = (400, 401, 403, 413, 422, 503)
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings()  # refuses to start on a wrong setting rather than at the first request
-    yield
+    logs.configure("api")
+    with told_of_a_stop(app.state.watcher.let_go):
+        yield
     await app.state.watcher.stop()
     await app.state.feed.stop()
     await app.state.sampler.close()

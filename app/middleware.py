@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.problems import problem_response, translate
 from core.errors import ServiceError
 from core.ids import new_id
+from core.logs import bind
 from core.settings import settings
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -48,13 +50,18 @@ class RequestFrame:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        started, status = time.perf_counter(), 0
+        with bind(request_id=request_id):
+            await self._frame(scope, receive, send, request_id)
+
+    async def _frame(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        started, status, location = time.perf_counter(), 0, None
 
         async def send_framed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, location
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
+                location = headers.get("location")
                 headers["x-request-id"] = request_id
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
@@ -66,11 +73,29 @@ class RequestFrame:
             status = status or CLIENT_GONE
         except Exception as error:
             if status:
-                logger.exception("request %s broke off", request_id)
+                logger.exception("the answer broke off")
                 raise
             await problem_response(scope, translate(error))(scope, receive, send_framed)
         finally:
-            self._observe(scope, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._observe(scope, status, seconds)
+            _log(scope, status, seconds, location)
+
+
+def _log(scope: Scope, status: int, seconds: float, location: str | None) -> None:
+    """A line for what changes something or fails; of other reads there are too many, and metrics count them.
+
+    The route and not the path: a path may hold anything that a client puts there.
+    """
+    if scope["method"] in ("GET", "HEAD") and status < HTTPStatus.BAD_REQUEST:
+        return
+    with bind(method=scope["method"], route=route_of(scope), status=status, made=location):
+        logger.info("answered in %.0f ms", 1000 * seconds)
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route that a request took, which has no ids in it."""
+    return str(getattr(scope.get("route"), "path", "unmatched"))
 
 
 def _request_id(scope: Scope) -> str:

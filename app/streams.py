@@ -66,7 +66,9 @@ class Watcher:
         self._stopping = False
 
     async def wait(self, versions: Mapping[Watch, int], seconds: float) -> bool:
-        """Until one of the rows has another version (then True), or the time is up."""
+        """Until one of the rows has another version (then True), the time is up, or the server stops."""
+        if self._stopping:
+            return False
         waiter = _Waiter(versions)
         self._waiters.add(waiter)
         if self._task is None or self._task.done():
@@ -77,13 +79,17 @@ class Watcher:
             return False
         finally:
             self._waiters.discard(waiter)
-        return True
+        return not self._stopping
 
-    async def stop(self) -> None:
-        """End the task; who still waits is answered at once."""
+    def let_go(self) -> None:
+        """The server is to stop: who waits is answered at once, and nobody waits any more."""
         self._stopping = True
         for waiter in self._waiters:
             waiter.changed.set()
+
+    async def stop(self) -> None:
+        """End the task too."""
+        self.let_go()
         if self._task is not None:
             # Not cancelled: its thread would go on and keep a connection.
             await asyncio.wait({self._task})

@@ -36,10 +36,20 @@ def bound_request() -> str | None:
 
 
 def configure(process: str, stream: TextIO | None = None) -> None:
-    """Send all log lines of this process to a stream, stderr by default. process: who speaks."""
+    """Send all log lines of this process to a stream, stderr by default. process: who speaks.
+
+    Leaves alone what is configured already: under a test, or within another program.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines(process) if settings().log_format == "json" else TextLines(process))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for name in ("uvicorn", "uvicorn.error"):
+        # Its own handlers write lines of another format.
+        theirs = logging.getLogger(name)
+        theirs.handlers, theirs.propagate, theirs.level = [], True, logging.NOTSET
+    # A line for every request to the store or for every download would drown all others.
+    for name in ("httpx", "httpcore", "botocore", "s3fs"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class JsonLines(logging.Formatter):

@@ -35,7 +35,6 @@ class Settings(BaseSettings):
     scratch: Path | None = Field(
         None, description="Folder for a worker's temporary files; the system's when unset."
     )
-    embedded_pid: int | None = Field(None, description="Process that must outlive this one; set by `mpo up`.")
 
     log_format: Literal["json", "text"] = Field(
         "json", description="Log lines: one JSON object each, or text for people."

@@ -1,13 +1,14 @@
 """`python -m workers.sampler`: a process that holds models and answers requests to sample and score."""
 
 import logging
+import os
 import signal
 import sys
 import threading
-from types import FrameType
 
 from redis import Redis, RedisError
 
+from core import logs
 from core.ids import new_id
 from core.settings import settings
 from workers.sampling.heartbeat import Heartbeat
@@ -17,18 +18,18 @@ from workers.sampling.serving import serve
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 """Longer than the sampler ever blocks for a new request."""
+LET_GO_SECONDS = 3.0
+
+logger = logging.getLogger(__name__)
+_failed = threading.Event()
 
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; what is unanswered then is left to the next sampler."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+        signal.signal(number, lambda *_: stop.set())
+    logs.configure("sampler")
     worker_id = new_id("worker")
     redis = Redis.from_url(
         settings().redis_url.get_secret_value(),
@@ -37,10 +38,29 @@ def main() -> int:
     )
     mailbox = Mailbox(redis, worker_id)
     _open(mailbox, stop)
-    with Heartbeat(mailbox, worker_id, stop):
-        serve(mailbox, stop)
+    with Heartbeat(mailbox, worker_id):
+        thread = threading.Thread(target=_serve, args=(mailbox, stop), name="serve", daemon=True)
+        thread.start()
+        stop.wait()
+        logger.info("sampler %s was asked to stop", worker_id)
+        # It lets go of what it generates with the next token; an import or a model that loads takes longer.
+        thread.join(LET_GO_SECONDS)
+    if thread.is_alive():
+        # Signed off already. An interpreter that ends under an import may crash; nothing is left to be done.
+        logging.shutdown()
+        os._exit(0)
     redis.close()
-    return 0
+    return 1 if _failed.is_set() else 0
+
+
+def _serve(mailbox: Mailbox, stop: threading.Event) -> None:
+    try:
+        serve(mailbox, stop)
+    except Exception:  # a border: the process ends with it, to be started again
+        logger.exception("the sampler fails")
+        _failed.set()
+    finally:
+        stop.set()
 
 
 def _open(mailbox: Mailbox, stop: threading.Event) -> None:
@@ -48,7 +68,7 @@ def _open(mailbox: Mailbox, stop: threading.Event) -> None:
         try:
             mailbox.open()
         except (RedisError, OSError) as error:
-            logging.getLogger(__name__).warning("Redis: %s", type(error).__name__)
+            logger.warning("Redis: %s", type(error).__name__)
             stop.wait(1.0)
         else:
             return

@@ -1,7 +1,6 @@
 """Signs of life of a sampler: keys in Redis, a row in the database. Torch-free."""
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -12,7 +11,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core import heartbeats
 from core.database import open_transaction
-from core.settings import settings
 from workers.sampling.mailbox import Mailbox
 
 BEAT_SECONDS = 2.0
@@ -22,13 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Beats on threads of its own while it is entered: Redis and the database apart, as one may hang.
+    """Beats on threads of its own while it is entered: Redis and the database apart, as one may hang."""
 
-    Sets `stop` where the embedded stack that started this process is gone.
-    """
-
-    def __init__(self, mailbox: Mailbox, worker_id: str, stop: threading.Event) -> None:
-        self._mailbox, self._worker_id, self._stop = mailbox, worker_id, stop
+    def __init__(self, mailbox: Mailbox, worker_id: str) -> None:
+        self._mailbox, self._worker_id = mailbox, worker_id
         self._ended = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(beat,), name=beat.__name__, daemon=True)
@@ -62,24 +57,8 @@ class Heartbeat:
             self._ended.wait(BEAT_SECONDS)
 
     def _beat_redis(self) -> None:
-        if not _is_wanted():
-            self._stop.set()
         self._mailbox.announce()
 
     def _beat_database(self) -> None:
         with open_transaction() as tx:
             heartbeats.beat(tx, self._worker_id, SLOT, concurrency=1)
-
-
-def _is_wanted() -> bool:
-    """Whether the process that must outlive this one still does."""
-    pid = settings().embedded_pid
-    if pid is None:
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
