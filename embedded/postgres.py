@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import socket
 from pathlib import Path
 from urllib.parse import quote
 
@@ -9,7 +10,8 @@ import psycopg
 
 from embedded import unprivileged
 from embedded.errors import StateUnusable
-from embedded.processes import ProcessId, process_id, program_name
+from embedded.liveness import CannotTell
+from embedded.processes import ProcessId, process_id, processes_within, program_name
 from embedded.shipped import postgres_program
 from embedded.supervisor import Program
 
@@ -19,6 +21,9 @@ READY_SECONDS = 60.0
 _SUPERUSER = "postgres"
 _DATABASE = "postgres"
 _MAJOR_VERSION = "18"
+_ORPHAN_SECONDS = 5.0
+_SIGN_OF_LIFE_SECONDS = 15
+"""Workers give one every two or three seconds."""
 
 
 def socket_folder(sockets: Path) -> Path:
@@ -62,7 +67,6 @@ def server_program(data: Path, sockets: Path, log: Path, environment: dict[str, 
     folder = socket_folder(sockets)
     folder.mkdir(mode=0o700, exist_ok=True)
     unprivileged.own(folder)
-    _remove_stale_pid_file(data)
     command = unprivileged.command(
         postgres_program("postgres"),
         "-D", str(data),
@@ -73,7 +77,15 @@ def server_program(data: Path, sockets: Path, log: Path, environment: dict[str, 
     )  # fmt: skip
     # SIGTERM would wait for every client to leave; SIGINT ends their sessions and stops cleanly.
     return Program(
-        NAME, command, environment, folder=data.parent, log=log, stop_signal=signal.SIGINT, grace_seconds=20.0
+        NAME,
+        command,
+        environment,
+        folder=data.parent,
+        log=log,
+        stop_signal=signal.SIGINT,
+        grace_seconds=20.0,
+        answers=lambda _: is_ready(sockets),
+        prepare=lambda: clear_remains(data),
     )
 
 
@@ -83,6 +95,36 @@ def is_ready(sockets: Path) -> bool:
         psycopg.connect(host=host, user=_SUPERUSER, dbname=_DATABASE, connect_timeout=2).close()
         return True
     return False
+
+
+def has_heard_of(sockets: Path, pid: int) -> bool:
+    """Whether the worker of this pid on this machine has given a sign of life lately; raises CannotTell."""
+    lately = "SELECT seen_at > clock_timestamp() - %s::interval FROM workers WHERE pid = %s AND host = %s"
+    try:
+        with psycopg.connect(
+            host=str(socket_folder(sockets)),
+            user=_SUPERUSER,
+            dbname=_DATABASE,
+            connect_timeout=2,
+            options="-c statement_timeout=2000",
+        ) as connection:
+            found = connection.execute(
+                lately, (f"{_SIGN_OF_LIFE_SECONDS} s", pid, socket.gethostname())
+            ).fetchall()
+    except psycopg.Error as error:
+        raise CannotTell from error
+    return (True,) in found
+
+
+def clear_remains(data: Path) -> None:
+    """After a server that was killed: what keeps the next one out of its data."""
+    _remove_stale_pid_file(data)
+    if leftover(data) is None:
+        # Its sessions end by themselves when they notice, which one that is busy or frozen does not: until
+        # then they hold the shared memory, and no server starts.
+        for orphan in processes_within(data, NAME):
+            orphan.send(signal.SIGKILL)
+            orphan.wait(_ORPHAN_SECONDS)
 
 
 def leftover(data: Path) -> ProcessId | None:

@@ -67,6 +67,17 @@ def program_name(pid: int) -> str | None:
     return Path(_ps(pid, "comm=")).name or None
 
 
+def processes_within(folder: Path, name: str) -> list[ProcessId]:
+    """The processes of this program's name whose working folder this is. Linux only; elsewhere none."""
+    found = []
+    for entry in _PROC.glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            pid = int(entry.parent.name)
+            if entry.readlink() == folder and program_name(pid) == name and (this := process_id(pid)):
+                found.append(this)
+    return found
+
+
 def _started_by_proc(pid: int) -> str | None:
     try:
         line = _PROC.joinpath(str(pid), "stat").read_text()

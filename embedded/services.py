@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedded import postgres, valkey
+from embedded.liveness import Answers
 from embedded.shipped import examples_folder
 from embedded.state import StateFolder
 from embedded.supervisor import Program
@@ -22,8 +23,11 @@ _NOT_INHERITED = frozenset(
     {"PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSERVICE"}
     | {"PGSERVICEFILE", "PGSSLMODE", "PGOPTIONS", "PGDATA", "MPO_ADMIN_KEY"}
 )
-GRACEFUL_API_SECONDS = 3
+GRACEFUL_API_SECONDS = 8
+"""For requests under way; long polls and event streams end at once."""
+_API_GRACE_SECONDS = 15.0
 _WORKER_GRACE_SECONDS = 30.0
+_SAMPLER_GRACE_SECONDS = 10.0
 
 
 def inherited_environment() -> dict[str, str]:
@@ -51,20 +55,27 @@ class Services:
 
     def api(self) -> Program:
         server = ("uvicorn", "app.main:app", "--host", HOST, "--port", str(self.port), "--no-access-log")
-        # Long polls would hold a stop for as long as they wait.
-        arguments = (*server, "--timeout-graceful-shutdown", str(GRACEFUL_API_SECONDS))
-        return self._python(API, arguments, _threads(1), tier=2)
+        # What uvicorn says before our logging is set up has a format of its own.
+        quiet = ("--log-level", "warning")
+        arguments = (*server, *quiet, "--timeout-graceful-shutdown", str(GRACEFUL_API_SECONDS))
+        return self._python(
+            API,
+            arguments,
+            _threads(1),
+            tier=2,
+            grace_seconds=_API_GRACE_SECONDS,
+            answers=lambda _: self.is_healthy(),
+        )
 
     def workers(self) -> list[Program]:
         """A training child may use every core, the sampler half of them: it mostly waits."""
         cpu = ("workers", "--slot", "cpu", "--concurrency", "2")
         gpu = ("workers", "--slot", "gpu", "--concurrency", "1")
         sampler_threads = max(1, self.cores // 2)
-        grace = _WORKER_GRACE_SECONDS
         return [
-            self._python("worker-cpu", cpu, _threads(1), tier=1, grace_seconds=grace),
-            self._python("worker-gpu", gpu, _threads(self.cores), tier=1, grace_seconds=grace),
-            self._python("sampler", ("workers.sampler",), _threads(sampler_threads), tier=1),
+            self._worker("worker-cpu", cpu, 1, _WORKER_GRACE_SECONDS),
+            self._worker("worker-gpu", gpu, self.cores, _WORKER_GRACE_SECONDS),
+            self._worker("sampler", ("workers.sampler",), sampler_threads, _SAMPLER_GRACE_SECONDS),
         ]
 
     def is_healthy(self) -> bool:
@@ -86,6 +97,7 @@ class Services:
         *,
         tier: int,
         grace_seconds: float = 10.0,
+        answers: Answers | None = None,
     ) -> Program:
         return Program(
             name=name,
@@ -96,6 +108,18 @@ class Services:
             log=self.state.log(name),
             tier=tier,
             grace_seconds=grace_seconds,
+            answers=answers,
+        )
+
+    def _worker(self, name: str, module: tuple[str, ...], threads: int, grace_seconds: float) -> Program:
+        sockets = self.sockets
+        return self._python(
+            name,
+            module,
+            _threads(threads),
+            tier=1,
+            grace_seconds=grace_seconds,
+            answers=lambda pid: postgres.has_heard_of(sockets, pid),
         )
 
     def _environment(self) -> dict[str, str]:
@@ -106,7 +130,6 @@ class Services:
             "MPO_STORE_URL": f"file://{self.state.store}",
             "MPO_MODELS": _model_folders(),
             "MPO_SCRATCH": str(self.state.scratch),
-            "MPO_EMBEDDED_PID": str(os.getpid()),
             "HF_HUB_OFFLINE": "1",
             # All share the same cores: a thread that spins at a barrier takes the time of the one that
             # it waits for, and a training step then takes several times as long.

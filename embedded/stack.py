@@ -13,6 +13,7 @@ from embedded.errors import PortTaken, StillRunning
 from embedded.services import API, HOST, MIGRATE_SECONDS, READY_SECONDS, Services, inherited_environment
 from embedded.state import StateFolder
 from embedded.supervisor import StopAsked, Supervisor
+from embedded.watchman import stop_in_reverse, watched
 
 _DOWN_SECONDS = 120.0
 _POLL_SECONDS = 0.05
@@ -29,7 +30,7 @@ def up(folder: Path, port: int, on_ready: Callable[[str], None]) -> None:
         state.empty_scratch()
         port = _free_port(port)
         supervisor = Supervisor(state.record)
-        with supervisor.listening():
+        with watched(state), supervisor.listening():
             try:
                 _start(supervisor, state, port)
                 on_ready(f"http://{HOST}:{port}")
@@ -69,12 +70,7 @@ def down(folder: Path) -> bool:
 def stop_leftovers(state: StateFolder) -> bool:
     """Stops what a killed `mpo up` left running; whether there was any. The folder's lock must be held."""
     left = [each for each in state.recorded() if each.process.is_running()]
-    # Last started, first stopped: workers and API still use the servers below them.
-    for each in reversed(left):
-        each.process.send(each.stop_signal)
-        if not each.process.wait(each.grace_seconds):
-            each.process.kill_group()
-            each.process.wait(each.grace_seconds)
+    stop_in_reverse(left)
     unrecorded = postgres.leftover(state.postgres)
     if unrecorded:
         unrecorded.send(signal.SIGINT)

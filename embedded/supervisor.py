@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedded.errors import NotReadyInTime, ProgramFailed
+from embedded.liveness import LOOK_SECONDS, PATIENCE_SECONDS, Answers, Liveness
 from embedded.processes import process_id
 from embedded.state import Recorded
 
@@ -44,6 +45,10 @@ class Program:
     """Those of a tier stop together; a higher tier stops first, since it uses the lower ones."""
     stop_signal: signal.Signals = signal.SIGTERM
     grace_seconds: float = 10.0
+    answers: Answers | None = None
+    """Whether it does its work; None: it does as long as it runs."""
+    prepare: Callable[[], None] | None = None
+    """Before each start."""
 
 
 @dataclass
@@ -69,6 +74,7 @@ class Supervisor:
     _supervised: dict[str, _Supervised] = field(default_factory=dict)
     _stop_asked: bool = False
     _wakeup: socket.socket | None = None
+    _liveness: Liveness = field(default_factory=Liveness)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -126,12 +132,15 @@ class Supervisor:
 
     def serve(self) -> None:
         """Returns when a signal asks to stop."""
+        self._liveness.start()
         while not self._stop_asked:
             self._look()
-            self._sleep(self._until_next_start())
+            self._end_the_silent()
+            self._sleep(self._until_next_look())
 
     def stop(self) -> None:
         """Tier by tier, highest first; what is left at the end of its grace is killed."""
+        self._liveness.stop()
         for tier in sorted({each.program.tier for each in self._supervised.values()}, reverse=True):
             leaving = [each for each in self._supervised.values() if each.program.tier == tier]
             for each in reversed(leaving):
@@ -166,6 +175,12 @@ class Supervisor:
             elif not each.is_running:
                 self._plan_restart(each, now)
 
+    def _end_the_silent(self) -> None:
+        for each in self._supervised.values():
+            if each.is_running and self._liveness.silent_seconds(each.program.name) > PATIENCE_SECONDS:
+                _log.warning("%s runs but does not answer; it is killed", each.program.name)
+                self._kill(each)
+
     def _plan_restart(self, ended: _Supervised, now: float) -> None:
         assert ended.process is not None
         if now - ended.began_at >= HEALTHY_SECONDS:
@@ -181,6 +196,8 @@ class Supervisor:
 
     def _spawn(self, supervised: _Supervised) -> None:
         program = supervised.program
+        if program.prepare is not None:
+            program.prepare()
         _bound(program.log)
         with program.log.open("ab") as log:
             # A session of its own: Ctrl-C in a terminal is for the supervisor, which stops all in order.
@@ -191,6 +208,8 @@ class Supervisor:
         identity = process_id(supervised.process.pid)
         supervised.started = identity.started if identity else ""
         supervised.began_at, supervised.start_again_at = time.monotonic(), None
+        if program.answers is not None:
+            self._liveness.watch(program.name, supervised.process.pid, program.answers)
         self._record()
 
     def _record(self, *also: _Supervised) -> None:
@@ -208,12 +227,11 @@ class Supervisor:
             ]
         )
 
-    def _until_next_start(self) -> float | None:
-        """None: nothing is due, only a signal can change that."""
+    def _until_next_look(self) -> float:
         due = [each.start_again_at for each in self._supervised.values() if each.start_again_at is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        return min(LOOK_SECONDS, *(max(0.0, at - time.monotonic()) for at in due), LOOK_SECONDS)
 
-    def _sleep(self, seconds: float | None) -> None:
+    def _sleep(self, seconds: float) -> None:
         """Until a child ends, a signal comes or the time is over."""
         assert self._wakeup is not None, "use the supervisor within listening()"
         if select.select([self._wakeup], [], [], seconds)[0]:

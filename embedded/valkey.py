@@ -34,7 +34,15 @@ def server_program(folder: Path, sockets: Path, log: Path, environment: dict[str
         "--maxmemory-policy", "noeviction",
         "--daemonize", "no",
     )  # fmt: skip
-    return Program(NAME, command, environment, folder=folder, log=log, grace_seconds=5.0)
+    return Program(
+        NAME,
+        command,
+        environment,
+        folder=folder,
+        log=log,
+        grace_seconds=5.0,
+        answers=lambda _: is_ready(sockets),
+    )
 
 
 def is_ready(sockets: Path) -> bool:

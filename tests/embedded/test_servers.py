@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import redis
 
 from embedded import postgres, stack, valkey
 from embedded.errors import StateUnusable
+from embedded.liveness import CannotTell
 from embedded.services import inherited_environment
 from embedded.state import StateFolder
 from embedded.supervisor import Supervisor
@@ -133,3 +135,39 @@ def test_data_of_another_postgres_version_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(StateUnusable, match="made by Postgres 16"):
         postgres.is_made(tmp_path)
+
+
+def test_a_killed_server_comes_back_with_all_that_was_committed_though_a_session_of_it_hangs(
+    state: StateFolder,
+) -> None:
+    supervisor = Supervisor(state.record)
+    with supervisor.listening():
+        try:
+            sockets = state.fresh_sockets()
+            stack._start_servers(supervisor, state, sockets)
+            connection = connect(sockets)
+            connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+            # It notices no end of its server, and holds the memory that the next one needs.
+            os.kill(connection.info.backend_pid, signal.SIGSTOP)
+            killed = next(each for each in state.recorded() if each.name == "postgres")
+            os.kill(killed.pid, signal.SIGKILL)
+            killed.process.wait(5)
+            supervisor.wait_until(lambda: postgres.is_ready(sockets), "postgres", 30)
+            with connect(sockets) as again:
+                assert again.execute("SELECT answer FROM kept").fetchone() == (42,)
+            connection.close()
+        finally:
+            supervisor.stop()
+            state.remove_sockets()
+
+
+def test_a_sign_of_life_is_looked_for_by_process_and_machine(sockets: Path) -> None:
+    with pytest.raises(CannotTell):
+        postgres.has_heard_of(sockets, os.getpid())
+    with connect(sockets) as connection:
+        connection.execute("CREATE TABLE workers (pid int, host text, seen_at timestamptz)")
+        beat = "INSERT INTO workers VALUES (%s, %s, clock_timestamp() - %s::interval)"
+        connection.execute(beat, (1, socket.gethostname(), "0 s"))
+        connection.execute(beat, (2, socket.gethostname(), "1 min"))
+        connection.execute(beat, (3, "elsewhere", "0 s"))
+    assert [postgres.has_heard_of(sockets, pid) for pid in (1, 2, 3, 4)] == [True, False, False, False]

@@ -4,12 +4,15 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from embedded import liveness
 from embedded import supervisor as supervision
 from embedded.errors import NotReadyInTime, ProgramFailed
+from embedded.liveness import CannotTell
 from embedded.processes import process_id
 from embedded.services import inherited_environment
 from embedded.state import Recorded
@@ -89,6 +92,36 @@ def test_delays_between_restarts_double_up_to_a_limit(
     starts = [float(line) for line in (tmp_path / "times").read_text().splitlines()]
     gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
     assert [gap >= least for gap, least in zip(gaps, (0.05, 0.1, 0.2, 0.2, 0.2), strict=True)] == [True] * 5
+
+
+def test_what_runs_but_does_not_answer_runs_again(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(liveness, "START_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(supervision, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(supervision, "PATIENCE_SECONDS", 0.1)
+    asked: list[int] = []
+
+    def answers(pid: int) -> bool:
+        asked.append(pid)
+        if len(set(asked)) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if len(set(asked)) == 1 and len(asked) < 5:
+            # Who would know is away: no reason to end anything.
+            raise CannotTell
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T"
+
+    supervisor.start(replace(program(tmp_path, _NOTE_PID + _WAIT), answers=answers))
+    supervisor.wait_until(lambda: len(pids(tmp_path)) == 1, "loop", 10)
+    frozen = process_id(pids(tmp_path)[0])
+    assert frozen is not None
+    frozen.send(signal.SIGSTOP)
+
+    supervisor.serve()
+
+    assert not frozen.is_running()
+    assert asked[4] == frozen.pid
 
 
 def test_higher_tiers_stop_first(supervisor: Supervisor, tmp_path: Path) -> None:
