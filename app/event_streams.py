@@ -99,10 +99,14 @@ class EventFeed:
         """How many wait at this moment."""
         return len(self._waiting)
 
-    async def stop(self) -> None:
-        """End the task and every stream: clients go on elsewhere from the last id that they have."""
+    def let_go(self) -> None:
+        """The server is to stop: every stream ends; clients go on elsewhere from the last id they have."""
         self._stopping = True
         self._hand_out({place: News(b"", place.after, ended=True) for place in self._waiting.values()})
+
+    async def stop(self) -> None:
+        """End the task too."""
+        self.let_go()
         if self._task is not None:
             # Not cancelled: its thread would go on and keep a connection.
             await asyncio.wait({self._task})

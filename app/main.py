@@ -48,7 +48,7 @@ ANYWHERE = (400, 401, 403, 413, 422, 503)
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings()  # refuses to start on a wrong setting rather than at the first request
     logs.configure("api")
-    with told_of_a_stop(app.state.watcher.let_go):
+    with told_of_a_stop(app.state.watcher.let_go, app.state.feed.let_go):
         yield
     await app.state.watcher.stop()
     await app.state.feed.stop()

@@ -9,8 +9,8 @@ from types import FrameType
 
 
 @contextmanager
-def told_of_a_stop(on_stop: Callable[[], None]) -> Iterator[None]:
-    """Within the block SIGTERM and SIGINT also call `on_stop` in this event loop, ahead of the server's own.
+def told_of_a_stop(*on_stop: Callable[[], None]) -> Iterator[None]:
+    """Within the block SIGTERM and SIGINT also make these calls in this event loop.
 
     What waits for an event would otherwise hold the stop for as long as it waits. Off the main thread, where
     no signal arrives, it does nothing.
@@ -22,7 +22,8 @@ def told_of_a_stop(on_stop: Callable[[], None]) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(on_stop)
+        for call in on_stop:
+            loop.call_soon_threadsafe(call)
         servers = before[signal.Signals(number)]
         if callable(servers):
             servers(number, frame)
