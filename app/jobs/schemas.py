@@ -137,8 +137,11 @@ class JobView(BaseModel):
     error: JobError | None
 
 
+Basis = Literal["cached", "measured", "estimated"]
+
+
 class PlannedStageView(BaseModel):
-    """A stage of a job that was not created. Null where this deployment cannot tell before it runs."""
+    """A stage of a job that was not created. Null where nobody can tell before it runs: problems say why."""
 
     name: str
     kind: str
@@ -148,10 +151,29 @@ class PlannedStageView(BaseModel):
     seed: int
     key: str
     cached: bool
-    tokens: int | None = None
-    memory_bytes: int | None = None
-    seconds: float | None = None
-    problems: list[str] = []
+    tokens: int | None = Field(
+        None,
+        description="Tokens that the stage works on: prompts and responses as it cuts them, once a pass over "
+        "them. Trainings: over all epochs. ppo: episodes times epochs. evaluate: all models' answers with "
+        "their prompts. Sampled responses count at their longest. Exact up to 512 rows where no split comes "
+        "before; of more, from a sample, some 3 % off; a split's parts are taken to be as long as the whole.",
+    )
+    memory_bytes: int | None = Field(
+        None,
+        description="Peak memory: the process, all networks' weights in fp32, gradients, optimizer, the "
+        "largest batch. Usually within a third; of unusual architectures less sure. On a GPU all but some "
+        "0.4 GB of it lies there.",
+    )
+    seconds: float | None = Field(
+        None, description="Wall time once a slot is free; `basis` says where it comes from."
+    )
+    basis: Basis | None = Field(
+        None,
+        description="cached: the result is there, and seconds are 0. measured: scaled by how long your "
+        "newest runs of this kind took, on their hardware; within a factor of 2 where models are alike. "
+        "estimated: there is no such run; for a machine of two CPU cores, sure to a factor of 5 at best.",
+    )
+    problems: list[str] = Field([], description="What to read before the job is submitted.")
 
 
 class DryRunView(BaseModel):

@@ -1,0 +1,111 @@
+"""What a dry run forecasts over HTTP: from the dataset's rows, the model's folder and past runs."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fastapi.testclient import TestClient
+
+from app.jobs import past_runs
+from app.jobs.past_runs import PastRun, factor_for
+from mpo.records import PreferencePair
+from mpo.tokenization import encode_pairs, load_tokenizer
+from tests.app.conftest import CreateJob
+from tests.app.jobs.factories import make_dataset, make_model, publish, work_until
+
+TINY = Path(__file__).resolve().parents[3] / "examples" / "tiny"
+PAIRS = [PreferencePair(str(i), f"Question {i}?", f"An answer {i} {'long ' * i}", "No.") for i in range(20)]
+
+
+@pytest.fixture
+def model(client: TestClient) -> str:
+    return make_model(path=str(TINY), context_tokens=512)
+
+
+@pytest.fixture
+def dataset(client: TestClient, tmp_path: Path) -> str:
+    return make_dataset(tmp_path, PAIRS)
+
+
+def forecast(client: TestClient, spec: dict[str, Any], **changes: Any) -> dict[str, dict[str, Any]]:
+    answer = client.post("/v1/jobs?dry_run=true", json=spec | changes)
+    assert answer.status_code == 200, answer.text
+    return {stage["name"]: stage for stage in answer.json()["stages"]}
+
+
+def test_every_stage_says_what_it_will_cost(client: TestClient, spec: dict[str, Any]) -> None:
+    method = {"type": "mpo", "hold_out": {"fraction": 0}, "evaluate": None, "sft": {"epochs": 2}}
+    stages = forecast(client, spec, method=method)
+    rows, _ = encode_pairs(PAIRS, load_tokenizer(TINY), max_prompt_tokens=256, max_response_tokens=128)
+    assert stages["sft"]["tokens"] == 2 * sum(len(row.prompt_ids) + len(row.chosen_ids) for row in rows)
+    assert stages["split"]["tokens"] == 0
+    assert all(stage["problems"] == [] for stage in stages.values() if stage["kind"] != "evaluate")
+    assert {stage["basis"] for stage in stages.values()} == {"estimated"}
+    assert all(stage["seconds"] > 0 and stage["memory_bytes"] > 0 for stage in stages.values())
+
+
+def test_what_runs_took_is_what_the_next_ones_are_said_to_take(
+    client: TestClient, spec: dict[str, Any], create_job: CreateJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(past_runs, "_known", {})
+    create_job()
+    work_until()  # every run is published with a wall time of one second
+    cached, anew = forecast(client, spec), forecast(client, spec, seed=1)
+    assert {(stage["seconds"], stage["basis"]) for stage in cached.values()} == {(0.0, "cached")}
+    assert {stage["basis"] for stage in anew.values()} == {"measured"}
+    assert anew["dpo"]["seconds"] == anew["sft"]["seconds"] == 1.0
+    method = spec["method"] | {"sft": {"epochs": 50}}
+    assert forecast(client, spec, method=method)["sft"]["seconds"] > 1.0
+
+
+def test_of_past_runs_those_of_alike_models_on_the_newest_hardware_count() -> None:
+    runs = [
+        PastRun("dpo", "gpu", 1_000_000, 0.01),
+        PastRun("dpo", "cpu", 1_000_000, 5.0),
+        PastRun("sft", "gpu", 1_000_000, 7.0),
+        *(PastRun("dpo", "gpu", 100_000_000, factor) for factor in (0.02, 0.03, 0.04)),
+    ]
+    assert factor_for("dpo", 90_000_000, runs) == 0.03
+    assert factor_for("ppo", 90_000_000, runs) is None
+
+
+def test_rows_that_are_still_validated_are_not_counted(
+    client: TestClient, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    waiting = make_dataset(tmp_path, PAIRS, status="validating")
+    sft = forecast(client, spec, dataset=waiting)["sft"]
+    assert (sft["tokens"], sft["seconds"], sft["basis"]) == (None, None, None)
+    assert sft["memory_bytes"] > 0  # lengths are bounded whatever the rows are
+    assert sft["problems"] == [f"{waiting} is validating: its rows are counted once it is ready"]
+
+
+def test_a_threshold_is_told_once_the_pairs_are_scored(
+    client: TestClient, spec: dict[str, Any], create_job: CreateJob
+) -> None:
+    method = {"type": "mpo", "hold_out": {"fraction": 0}, "evaluate": None, "split": {"threshold": 1.0}}
+    before = forecast(client, spec, method=method)["dpo"]
+    assert before["tokens"] is None
+    assert "easy_fraction" in before["problems"][0]
+    create_job(method=method)
+    score = work_until("score")
+    assert score is not None
+    gaps = pa.table({"gap": [float(i) for i in range(20)]})
+    with TemporaryDirectory() as folder:
+        pq.write_table(gaps, Path(folder) / "scores.parquet")
+        publish(score, {"scores": (Path(folder) / "scores.parquet").read_bytes()})
+    after = forecast(client, spec, method=method)
+    # 19 of the 20 gaps lie at 1 or above.
+    assert after["dpo"]["tokens"] == pytest.approx(0.95 * after["reward_model"]["tokens"], rel=0.01)
+    assert after["dpo"]["problems"] == []
+
+
+def test_a_model_whose_folder_tells_nothing_is_named_as_the_reason(
+    client: TestClient, spec: dict[str, Any]
+) -> None:
+    bare = make_model("bare", path="/nowhere", sha256="2" * 64)
+    sft = forecast(client, spec, model=bare)["sft"]
+    assert (sft["tokens"], sft["memory_bytes"], sft["seconds"]) == (None, None, None)
+    assert sft["problems"][0].startswith("Nothing is estimated: The model's folder does not tell its shape")
