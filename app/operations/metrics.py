@@ -1,34 +1,54 @@
-"""Prometheus: requests of this process, and the queue as the database has it."""
+"""Prometheus: requests of this process, and what all processes share, from the database and Redis."""
 
+import logging
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Scope
 
-from app.operations.service import read_queue
-from core.database import open_session
+from app.middleware import route_of
+from app.operations.figures import read_database, read_redis
+from app.operations.questions import NoAnswer, Question
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+KEPT_SECONDS = 2.0
+ANSWER_SECONDS = 3.0
+"""A scraper usually waits ten."""
+
+logger = logging.getLogger(__name__)
 
 
-class _Queue(Collector):
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        runs = GaugeMetricFamily("mpo_queue_runs", "Unfinished runs", labels=["slot", "state"])
-        workers = GaugeMetricFamily("mpo_workers", "Workers heard of lately", labels=["slot"])
-        try:
-            with open_session() as session:
-                queue = read_queue(session)
-        except SQLAlchemyError:
-            return  # the requests' figures are wanted above all while the database is away
-        for slot in queue.slots:
-            for state in ("queued", "running", "paused"):
-                runs.add_metric([slot.slot, state], getattr(slot, state))
-            workers.add_metric([slot.slot], slot.workers)
-        yield runs
-        yield workers
+class _Shared:
+    """A source that does not answer in time is said to be down, and its figures are left out."""
+
+    def __init__(self) -> None:
+        self._sources = {"postgres": Question(read_database), "redis": Question(read_redis)}
+
+    async def read(self) -> "_Read":
+        found: list[Metric] = []
+        up = GaugeMetricFamily("mpo_up", "Whether what figures are read from answers", labels=["part"])
+        for name, source in self._sources.items():
+            try:
+                found += await source.answer(within_seconds=ANSWER_SECONDS, kept_seconds=KEPT_SECONDS)
+            except (SQLAlchemyError, RedisError, OSError, NoAnswer) as error:
+                # The requests' figures are wanted above all while something is away.
+                logger.warning("no figures from %s: %s", name, type(error).__name__)
+                up.add_metric([name], 0)
+            else:
+                up.add_metric([name], 1)
+        return _Read([*found, up])
+
+
+class _Read(Collector):
+    def __init__(self, found: list[Metric]) -> None:
+        self._found = found
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._found
 
 
 class Metrics:
@@ -36,6 +56,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
+        self._shared = _Shared()
         labels = ["method", "route", "status"]
         self._requests = Counter("mpo_http_requests", "Requests", labels, registry=self._registry)
         self._seconds = Histogram(
@@ -45,14 +66,15 @@ class Metrics:
             buckets=BUCKETS,
             registry=self._registry,
         )
-        self._registry.register(_Queue())
 
     def observe(self, scope: Scope, status: int, seconds: float) -> None:
         """Count one request, by its route and not its path, which would make a figure for every id."""
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = route_of(scope)
         self._requests.labels(scope["method"], route, str(status)).inc()
         self._seconds.labels(scope["method"], route).observe(seconds)
 
-    def text(self) -> bytes:
+    async def text(self) -> bytes:
         """Prometheus's text format."""
-        return generate_latest(self._registry)
+        shared = CollectorRegistry(auto_describe=False)
+        shared.register(await self._shared.read())
+        return generate_latest(self._registry) + generate_latest(shared)

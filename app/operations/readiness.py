@@ -1,15 +1,15 @@
 """What the service needs, each part checked by itself and named."""
 
-import threading
-import time
+import asyncio
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.operations.questions import NoAnswer, Question
 from app.operations.schemas import Check, Readiness
 from core.database import open_session
 from core.heartbeats import live_workers
@@ -18,38 +18,26 @@ from core.settings import settings
 from core.storage import storage
 
 KEPT_SECONDS = 1.0
+ANSWER_SECONDS = 3.0
+"""Within the patience of usual probes."""
 REDIS_TIMEOUT_SECONDS = 2.0
 
 
-class _Kept:
-    """The last answer: probes are open to anyone, and each costs a write to the store."""
+async def read_readiness() -> Readiness:
+    """Every check's answer, or that it has none: within `ANSWER_SECONDS`, whatever hangs.
 
-    def __init__(self) -> None:
-        self._lock, self._at = threading.Lock(), float("-inf")
-        self._readiness = Readiness(ready=False, checks={})
-
-    def get(self) -> Readiness:
-        """An answer of the last second, or a new one."""
-        with self._lock:
-            if time.monotonic() - self._at > KEPT_SECONDS:
-                self._readiness, self._at = _check_all(), time.monotonic()
-            return self._readiness
+    Kept for a moment: probes are open to anyone, and each costs a write to the store.
+    """
+    checks = await asyncio.gather(*(_ask(question) for question in _QUESTIONS.values()))
+    named = dict(zip(_QUESTIONS, checks, strict=True))
+    return Readiness(ready=all(check.ok for check in checks), checks=named)
 
 
-read_readiness = _Kept().get
-
-
-def _check_all() -> Readiness:
-    checks = {
-        "postgres": _check(_postgres),
-        "redis": _check(_redis),
-        "store": _check(_store),
-        "migrations": _check(_migrations),
-        "workers.cpu": _check(lambda: _workers("cpu")),
-        "workers.gpu": _check(lambda: _workers("gpu")),
-        "sampler": _check(_sampler),
-    }
-    return Readiness(ready=all(check.ok for check in checks.values()), checks=checks)
+async def _ask(question: Question[Check]) -> Check:
+    try:
+        return await question.answer(within_seconds=ANSWER_SECONDS, kept_seconds=KEPT_SECONDS)
+    except NoAnswer as none:
+        return Check(ok=False, message=str(none))
 
 
 class _NotReady(Exception):
@@ -79,8 +67,13 @@ def _client(url: str) -> Redis:
     )
 
 
+def redis_client() -> Redis:
+    """A client that gives up after `REDIS_TIMEOUT_SECONDS`."""
+    return _client(settings().redis_url.get_secret_value())
+
+
 def _redis() -> str:
-    _client(settings().redis_url.get_secret_value()).ping()
+    redis_client().ping()
     return "answers"
 
 
@@ -117,6 +110,18 @@ def _workers(slot: str) -> str:
 
 
 def _sampler() -> str:
-    if not _client(settings().redis_url.get_secret_value()).exists(ALIVE):
+    if not redis_client().exists(ALIVE):
         raise _NotReady("no sampler has been heard of lately")
     return "alive"
+
+
+_PARTS: dict[str, Callable[[], str]] = {
+    "postgres": _postgres,
+    "redis": _redis,
+    "store": _store,
+    "migrations": _migrations,
+    "workers.cpu": partial(_workers, "cpu"),
+    "workers.gpu": partial(_workers, "gpu"),
+    "sampler": _sampler,
+}
+_QUESTIONS = {name: Question(partial(_check, part)) for name, part in _PARTS.items()}

@@ -23,9 +23,9 @@ async def read_health() -> Health:
 
 
 @probes.get("/readyz", responses={503: {"model": Readiness, "description": "Something is missing"}})
-def read_readiness(response: Response) -> Readiness:
+async def read_readiness(response: Response) -> Readiness:
     """Whether Postgres, Redis, the store, migrations, workers and the sampler are there."""
-    found = readiness.read_readiness()
+    found = await readiness.read_readiness()
     if not found.ready:
         response.status_code = 503
         response.headers["Retry-After"] = "2"
@@ -33,9 +33,9 @@ def read_readiness(response: Response) -> Readiness:
 
 
 @probes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def read_metrics(request: Request) -> Response:
+async def read_metrics(request: Request) -> Response:
     """Prometheus's text format."""
-    return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+    return Response(await request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 @router.get("/workers")

@@ -22,7 +22,7 @@ UNFINISHED = (RunState.QUEUED, RunState.RUNNING, RunState.PAUSED)
 
 def read_queue(session: Session) -> QueueView:
     """How many runs wait and run in each slot class, and who could take them."""
-    age = func.extract("epoch", func.clock_timestamp() - func.min(Run.created_at))
+    age = func.extract("epoch", func.clock_timestamp() - func.min(Run.queued_at))
     counted = session.execute(
         select(Run.slot, Run.state, func.count(), age)
         .where(Run.state.in_(UNFINISHED))
