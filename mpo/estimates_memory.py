@@ -39,6 +39,9 @@ LOGITS_KEPT = 4
 LOGITS_READ = 3
 """Copies of the logits at the peak of a pass without gradients."""
 
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What comes of a config.json or a file that is not what its name says."""
+
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "score")
 
 
@@ -83,12 +86,12 @@ def read_shape(folder: Path) -> ModelShape:
     """
     try:
         settings = text_settings(folder / "config.json")
-        shapes = [shape for path in sorted(folder.glob("*.safetensors")) for shape in _header(path).items()]
+        shapes = [shape for path in _weights(folder) for shape in _header(path).items()]
         width = int(settings.get("hidden_size") or settings["n_embd"])
         heads = int(settings.get("num_attention_heads") or settings["n_head"])
         layers = int(settings.get("num_hidden_layers") or settings["n_layer"])
         vocabulary = int(settings["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (*UNREADABLE, struct.error) as error:
         raise UnusableModel(f"The model's folder does not tell its shape: {error!r}") from error
     if not shapes:
         raise UnusableModel("The model's folder holds no safetensors.")
@@ -106,6 +109,12 @@ def read_shape(folder: Path) -> ModelShape:
         kv_width=head * int(settings.get("num_key_value_heads") or heads),
         vocabulary=vocabulary,
     )
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files that from_pretrained reads: a folder may hold the same weights in another form too."""
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("model*.safetensors"))
 
 
 def _header(path: Path) -> dict[str, Sequence[int]]:

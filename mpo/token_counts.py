@@ -210,7 +210,7 @@ class Conversations:
             return self.template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **self.tokens
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: it may raise anything
             raise ChatTemplateRefused(f"The model's chat template refuses a conversation: {error}") from error
 
 

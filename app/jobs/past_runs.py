@@ -75,8 +75,8 @@ def _measured(session: Session, owner: str) -> Sequence[Row[Any]]:
 
 
 _known: dict[str, Mapping[str, StageCost]] = {}
+"""Costs by job and key, of jobs whose plan has been read: a key's cost never changes."""
 _lock = Lock()
-"""Costs by job, of jobs whose plan has been read: a key's cost never changes."""
 
 
 def _costs_by_key(session: Session, owner: str, job_id: str) -> Mapping[str, StageCost]:
@@ -85,7 +85,7 @@ def _costs_by_key(session: Session, owner: str, job_id: str) -> Mapping[str, Sta
     )
     keys = {row.name: row.key for row in rows}
     known = _known.get(job_id)
-    if known is not None and keys.keys() and set(keys.values()) <= known.keys():
+    if known is not None and set(keys.values()) <= known.keys():
         return known
     leaves = _leaves(session, job_id)
     if leaves is None:

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from app.jobs import past_runs
 from app.jobs.past_runs import PastRun, factor_for
 from mpo.records import PreferencePair
 from mpo.tokenization import encode_pairs, load_tokenizer
@@ -48,9 +47,8 @@ def test_every_stage_says_what_it_will_cost(client: TestClient, spec: dict[str, 
 
 
 def test_what_runs_took_is_what_the_next_ones_are_said_to_take(
-    client: TestClient, spec: dict[str, Any], create_job: CreateJob, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, spec: dict[str, Any], create_job: CreateJob
 ) -> None:
-    monkeypatch.setattr(past_runs, "_known", {})
     create_job()
     work_until()  # every run is published with a wall time of one second
     cached, anew = forecast(client, spec), forecast(client, spec, seed=1)
