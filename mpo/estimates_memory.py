@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mpo.config import DPOStage, EvaluateStage, PPOStage, RewardModelStage, SFTStage
 from mpo.errors import UnusableModel
@@ -85,16 +86,17 @@ def read_shape(folder: Path) -> ModelShape:
     Raises UnusableModel where these do not tell it.
     """
     try:
-        settings = text_settings(folder / "config.json")
-        shapes = [shape for path in _weights(folder) for shape in _header(path).items()]
-        width = int(settings.get("hidden_size") or settings["n_embd"])
-        heads = int(settings.get("num_attention_heads") or settings["n_head"])
-        layers = int(settings.get("num_hidden_layers") or settings["n_layer"])
-        vocabulary = int(settings["vocab_size"])
+        return _shape(text_settings(folder / "config.json"), _weights(folder))
     except (*UNREADABLE, struct.error) as error:
         raise UnusableModel(f"The model's folder does not tell its shape: {error!r}") from error
+
+
+def _shape(settings: Mapping[str, Any], files: Sequence[Path]) -> ModelShape:
+    shapes = [shape for path in files for shape in _header(path).items()]
     if not shapes:
-        raise UnusableModel("The model's folder holds no safetensors.")
+        raise FileNotFoundError("no safetensors")
+    width = int(settings.get("hidden_size") or settings["n_embd"])
+    heads = int(settings.get("num_attention_heads") or settings["n_head"])
     head = int(settings.get("head_dim") or width // heads)
     return ModelShape(
         parameters=sum(math.prod(shape) for _, shape in shapes),
@@ -103,11 +105,11 @@ def read_shape(folder: Path) -> ModelShape:
             for name, shape in shapes
             if len(shape) == 2 and not any(word in name for word in EMBEDDINGS)
         },
-        layers=layers,
+        layers=int(settings.get("num_hidden_layers") or settings["n_layer"]),
         width=width,
         inner=int(settings.get("intermediate_size") or settings.get("n_inner") or 4 * width),
         kv_width=head * int(settings.get("num_key_value_heads") or heads),
-        vocabulary=vocabulary,
+        vocabulary=int(settings["vocab_size"]),
     )
 
 

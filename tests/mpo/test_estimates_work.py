@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mpo.config import PPOStage, RewardModelStage, SFTStage
+from mpo.errors import UnusableModel
 from mpo.estimates_memory import ModelShape, read_shape, stage_memory
 from mpo.estimates_rows import NOT_SCORED, Rows, rows_by_source
 from mpo.estimates_time import assumed_seconds
@@ -179,3 +180,11 @@ def test_nothing_known_of_the_rows_leaves_the_longest_that_is_allowed() -> None:
     assert isinstance(stage.config, SFTStage)
     assert longest(stage, rows, lambda _dataset: None) == Longest(12, 7)
     assert stage_work(stage, rows, lambda _dataset: None) is None
+
+
+@pytest.mark.parametrize("config", ["[]", "{}", '{"hidden_size": 8, "num_attention_heads": 0}', "no JSON"])
+def test_a_folder_that_tells_no_shape_is_refused(folder: Path, tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes((folder / "model" / "model.safetensors").read_bytes())
+    with pytest.raises(UnusableModel, match="does not tell its shape"):
+        read_shape(tmp_path)
