@@ -37,6 +37,8 @@ def enqueue(tx: Transaction, new: NewRun) -> str | None:
             .where(Run.owner == new.owner, Run.key == new.key, Run.checkpoint.is_not(None))
             .order_by(Run.id.desc())
             .limit(1)
+            # Until this run's row is there to be found by who drops the checkpoint: core/retention.py.
+            .with_for_update(read=True, key_share=True)
         )
     # That of the job that wants the run, whoever advances it; else the one being answered.
     of_job = select(Job.request_id).where(Job.id == new.job_id).scalar_subquery()

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -47,6 +47,15 @@ class Settings(BaseSettings):
     renew_seconds: PositiveFloat = Field(3.0, description="Time between two renewals of a lease.")
     look_seconds: PositiveFloat = Field(5.0, description="A worker looks for work this often unasked.")
     recovery_seconds: PositiveFloat = Field(3.0, description="Time between two recovery passes.")
+    sweep_seconds: PositiveFloat = Field(300.0, description="Time between two steps of the sweep.")
+    sweep_grace_seconds: NonNegativeFloat = Field(
+        3600.0, description="What nothing names any more is freed after this long."
+    )
+    keep_unreferenced_seconds: NonNegativeFloat = Field(
+        7 * 86400.0,
+        description="Results that no job refers to, and checkpoints of runs that have failed or been "
+        "cancelled, serve as a cache for this long.",
+    )
     sampler_wait_seconds: PositiveFloat = Field(
         120.0, description="Longest wait for the sampler's answer to one request."
     )

@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +19,7 @@ from typing import IO, Any
 import fsspec
 
 from core.settings import settings
-from core.stored_files import StoredFile
+from core.stored_files import Entry, StoredFile
 from core.uploading import UploadWriter, failures_named
 
 MANIFEST = "manifest.json"
@@ -132,6 +133,19 @@ class Storage:
             return []
         return sorted({entry.rstrip("/").rpartition("/")[2] for entry in listed} - {""})
 
+    def entries(self, location: str) -> list[Entry]:
+        """Every file in a folder and those below it, or the file itself; none where there is nothing."""
+        path = self._path(location)
+        if self.root_folder:
+            place = Path(path)
+            files = [place] if place.is_file() else [p for p in place.rglob("*") if not p.is_dir()]
+            return [entry for file in files if (entry := _entry(file)) is not None]
+        with failures_named(location):
+            found = self._fs.find(path, detail=True).values()
+        return [
+            Entry(int(file["size"] or 0), file["LastModified"]) for file in found if file["type"] == "file"
+        ]
+
     def delete(self, location: str) -> None:
         """Remove a file or a folder, its manifest first; nothing happens where there is none."""
         path = self._path(location)
@@ -176,6 +190,15 @@ class Storage:
         if location.startswith("/") or ".." in location.split("/"):
             raise ValueError(f"not a location: {location}")
         return f"{self._root}/{location}"
+
+
+def _entry(path: Path) -> Entry | None:
+    """None for what has gone meanwhile."""
+    try:
+        stat = path.lstat()
+    except FileNotFoundError:
+        return None
+    return Entry(stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 
@@ -12,6 +13,14 @@ class StoredFile:
     name: str
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file's size, and when it was last written, by the store's clock."""
+
+    bytes: int
+    modified: datetime
 
 
 def files_digest(files: list[StoredFile]) -> str:

@@ -15,6 +15,7 @@ from core.idempotency import purge_keys
 from core.settings import settings
 from core.states import RunState
 from core.tables import Run
+from workers.sweeper import Sweeper
 
 ADVISORY_LOCK = 4_403_191_945
 BATCH = 100
@@ -30,15 +31,18 @@ class Recovery:
         self._stopping = Event()
         self._up_since: float | None = None
         self._thread = Thread(target=self._work, name="recovery", daemon=True)
+        self._sweeper = Sweeper()
 
     def start(self) -> None:
         """Begin with a sign of life at once."""
         self._thread.start()
+        self._sweeper.start()
 
     def stop(self) -> None:
         """End, and sign off."""
         self._stopping.set()
         self._thread.join()
+        self._sweeper.stop()
         try:
             with open_transaction() as tx:
                 sign_off(tx, self._worker_id)

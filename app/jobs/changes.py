@@ -18,6 +18,7 @@ from core.database import Transaction
 from core.errors import Conflict, NotFound, Unprocessable
 from core.job_changes import cancel_job, pause_job, reset_stage, resume_job
 from core.job_rows import lock_job, stages_of
+from core.retention import delete_unneeded
 from core.states import FINISHED_JOB, LIVE, JobState
 from core.tables import ArtifactReference, Job, JobInput, Run, StageRow
 from mpo.config import SplitStage
@@ -93,7 +94,7 @@ def resume(tx: Transaction, owner: str, job_id: str, body: ResumeJob) -> tuple[J
 
 
 def delete_job(tx: Transaction, owner: str, job_id: str) -> None:
-    """Forget a finished job, and let go of what it refers to. Raises NotFinished, InUse, NotFound."""
+    """Forget a finished job, with results that no other job needs. Raises NotFinished, InUse, NotFound."""
     job = hold_job(tx, owner, job_id)
     if job.status not in FINISHED_JOB:
         raise NotFinished(f"The job is {job.status}: cancel it, or wait until it has ended")
@@ -106,8 +107,11 @@ def delete_job(tx: Transaction, owner: str, job_id: str) -> None:
         detail = f"{comparison} uses a model of this job: cancel it, or wait until it has ended"
         raise InUse(detail, comparison=comparison)
     job.deleted_at = datetime.now(UTC)
-    tx.session.execute(delete(ArtifactReference).where(ArtifactReference.job_id == job.id))
+    of_job = ArtifactReference.job_id == job.id
+    referred = list(tx.session.scalars(select(ArtifactReference.artifact_id).where(of_job)))
+    tx.session.execute(delete(ArtifactReference).where(of_job))
     tx.session.flush()
+    delete_unneeded(tx, referred)
 
 
 def hold_job(tx: Transaction, owner: str, job_id: str) -> Job:

@@ -10,6 +10,7 @@ from core.tables.jobs import Event, Job, JobInput, StageRow
 from core.tables.models import BaseModelRow
 from core.tables.progress import Metric
 from core.tables.runs import Run
+from core.tables.sweeps import SweepRow
 from core.tables.tallies import TallyRow
 from core.tables.workers import WorkerRow
 
@@ -29,6 +30,7 @@ __all__ = [
     "Metric",
     "Run",
     "StageRow",
+    "SweepRow",
     "TallyRow",
     "WorkerRow",
 ]

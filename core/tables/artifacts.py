@@ -13,6 +13,7 @@ class Artifact(Base):
     """One output of one run: a file or a folder under `location` in the store.
 
     files: [{"name", "bytes", "sha256"}], names relative to `location`; sha256: over that list, for lineage.
+    unreferenced_at: when the sweep first saw that no job needs it any more.
     """
 
     __tablename__ = "artifacts"
@@ -46,6 +47,7 @@ class Artifact(Base):
     wall_seconds: Mapped[float]
     peak_memory_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[CreatedAt]
+    unreferenced_at: Mapped[Moment]
     deleted_at: Mapped[Moment]
 
 

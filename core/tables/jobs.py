@@ -25,6 +25,7 @@ class Job(Versioned, Base):
         Index("ix_jobs_owner_id", "owner", "id"),
         Index("ix_jobs_dataset_id", "dataset_id"),
         Index("ix_jobs_labels", "labels", postgresql_using="gin"),
+        Index("ix_jobs_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

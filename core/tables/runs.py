@@ -46,6 +46,11 @@ class Run(Versioned, Base):
             postgresql_where=text("NOT applied AND state NOT IN ('queued', 'running')"),
         ),
         Index("ix_runs_owner_key", "owner", "key"),
+        Index(
+            "ix_runs_kept_checkpoint",
+            "id",
+            postgresql_where=text("checkpoint IS NOT NULL AND state IN ('succeeded', 'failed', 'cancelled')"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

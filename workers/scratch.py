@@ -1,0 +1,44 @@
+"""Folders that workers of this machine left behind when they were killed: <scratch>/{run}-{fence}."""
+
+import logging
+import re
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import select
+
+from core.database import open_session
+from core.states import TERMINAL
+from core.tables import Run
+
+FOLDER = re.compile(r"(run_[0-9A-Z]{26})-([0-9]+)")
+
+logger = logging.getLogger(__name__)
+
+
+def clear_scratch(scratch: Path, grace: timedelta) -> int:
+    """Remove folders of fences that are over and that nobody has written to for the grace; says how many."""
+    found = {path: match for path in scratch.glob("run_*-*") if (match := FOLDER.fullmatch(path.name))}
+    if not found:
+        return 0
+    with open_session() as session:
+        ids = {match.group(1) for match in found.values()}
+        rows = session.execute(select(Run.id, Run.state, Run.fence).where(Run.id.in_(ids)))
+        runs = {row.id: row for row in rows}
+    cleared = 0
+    for path, match in found.items():
+        run = runs.get(match.group(1))
+        if run is None or (run.state not in TERMINAL and int(match.group(2)) >= run.fence):
+            continue
+        if not grace or _last_written(path) <= datetime.now(UTC) - grace:
+            logger.info("sweep: cleared %s", path.name)
+            shutil.rmtree(path, ignore_errors=True)
+            cleared += 1
+    return cleared
+
+
+def _last_written(folder: Path) -> datetime:
+    """The folder's, its log's or its output's last change: whoever works there changes one of them."""
+    times = [p.stat().st_mtime for p in (folder, folder / "log", folder / "output") if p.exists()]
+    return datetime.fromtimestamp(max(times, default=0.0), UTC)
