@@ -37,7 +37,7 @@ class Freed:
     failed: int = 0
 
     def __str__(self) -> str:
-        said = f"freed {self.places} places with {self.files} files, {self.bytes} bytes"
+        said = f"freed {self.places} places ({self.files} files, {self.bytes} bytes)"
         said += f"; {self.waiting} wait for their grace to end" if self.waiting else ""
         return said + (f"; {self.failed} could not be removed, see the log" if self.failed else "")
 
