@@ -77,7 +77,7 @@ def fresh_bucket() -> str:
 class Door(ThreadingHTTPServer):
     """Passes every request on to the server, unless it is told otherwise.
 
-    refuse: answer 503 to writes from now on. wait_seconds: keep every write waiting this long.
+    refuse: answer 503 to writes from now on. wait_seconds: keep the next write waiting this long.
     """
 
     daemon_threads = True
@@ -114,7 +114,8 @@ class _Passing(BaseHTTPRequestHandler):
         body = self._read_body()
         if self.command in ("PUT", "POST"):
             self.server.writes += 1
-            time.sleep(self.server.wait_seconds)
+            wait, self.server.wait_seconds = self.server.wait_seconds, 0.0
+            time.sleep(wait)
             if self.server.refuse:
                 self._answer(503, [], b"<Error><Code>ServiceUnavailable</Code></Error>")
                 return

@@ -24,17 +24,17 @@ def test_folders_of_fences_that_are_over_go_and_no_others(tmp_path: Path) -> Non
             assert claimed is not None
             if claimed.fence == 1:
                 queue.give_back(tx, claimed)
+    scratch = tmp_path / "scratch"
     unknown = f"{new_id('run')}-1"
     for name in (f"{run_id}-1", f"{run_id}-2", unknown, "run_notes", "mpo-artifacts"):
-        (tmp_path / name / "output").mkdir(parents=True)
-    assert clear_scratch(tmp_path, HOUR) == 0
-    for path in (tmp_path / f"{run_id}-1").rglob("*"):
+        (scratch / name / "output").mkdir(parents=True)
+    assert clear_scratch(scratch, HOUR) == 0
+    for path in (scratch / f"{run_id}-1" / "output", scratch / f"{run_id}-1"):
         os.utime(path, (0, 0))
-    os.utime(tmp_path / f"{run_id}-1", (0, 0))
-    assert clear_scratch(tmp_path, HOUR) == 1
-    assert {p.name for p in tmp_path.iterdir()} == {f"{run_id}-2", unknown, "run_notes", "mpo-artifacts"}
-    assert clear_scratch(tmp_path, NOW) == 0
+    assert clear_scratch(scratch, HOUR) == 1
+    assert {p.name for p in scratch.iterdir()} == {f"{run_id}-2", unknown, "run_notes", "mpo-artifacts"}
+    assert clear_scratch(scratch, NOW) == 0
     with open_transaction() as tx:
         queue.cancel(tx, run_id or "")
-    assert clear_scratch(tmp_path, NOW) == 1
-    assert not (tmp_path / f"{run_id}-2").exists()
+    assert clear_scratch(scratch, NOW) == 1
+    assert not (scratch / f"{run_id}-2").exists()

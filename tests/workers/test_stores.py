@@ -42,14 +42,14 @@ def test_a_store_that_is_slower_than_a_lease_costs_time_and_nothing_else(
     tmp_path: Path, settings_env: pytest.MonkeyPatch, s3_url: str, bucket: str
 ) -> None:
     assert bucket
-    settings_env.setenv("MPO_LEASE_SECONDS", "1.5")
+    settings_env.setenv("MPO_LEASE_SECONDS", "5")
     settings_env.setenv("MPO_RENEW_SECONDS", "0.3")
     settings_env.setenv("MPO_RECOVERY_SECONDS", "0.3")
     with door(s3_url) as slow:
         settings_env.setenv("AWS_ENDPOINT_URL", slow.url)
         use_store(settings_env, fresh_bucket())
         dataset_id, run_id = queue_validation(10)
-        slow.wait_seconds = 2.0
+        slow.wait_seconds = 7.0
         with worker(tmp_path / "log"):
             wait_for(lambda: dataset_row(dataset_id).status == "ready", (tmp_path / "log").read_text())
     run = run_row(run_id)
