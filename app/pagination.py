@@ -9,6 +9,9 @@ from pydantic import BaseModel
 from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from core.errors import Unprocessable
+from core.ids import PREFIXES, Noun, is_id
+
 T = TypeVar("T")
 Row = TypeVar("Row")
 
@@ -54,16 +57,30 @@ RowPageDep = Annotated[PageQuery, Depends(_row_query)]
 """For rows of one object, which come in their own order."""
 
 
+def place_after(query: PageQuery, noun: Noun) -> str | None:
+    """The id behind which the page begins; raises Unprocessable where it is no id of the noun.
+
+    The object itself may be gone: an id tells by itself where it stood, so pages go on behind it.
+    """
+    if query.after is not None and not is_id(noun, query.after):
+        raise Unprocessable(
+            f"Should be an id like {PREFIXES[noun]}_…: a page's last_id", loc=("query", "after")
+        )
+    return query.after
+
+
 def list_page(
     session: Session,
     statement: Select[Any],
     id_column: InstrumentedAttribute[str],
+    noun: Noun,
     query: PageQuery,
     view: Callable[[Row], T],
 ) -> Page[T]:
     """One page of a statement over one mapped class: never an offset, so that new rows shift no page."""
-    if query.after is not None:
-        beyond = id_column < query.after if query.descending else id_column > query.after
+    after = place_after(query, noun)
+    if after is not None:
+        beyond = id_column < after if query.descending else id_column > after
         statement = statement.where(beyond)
     statement = statement.order_by(id_column.desc() if query.descending else id_column.asc())
     rows: list[Row] = list(session.scalars(statement.limit(query.limit + 1)))

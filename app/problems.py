@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -173,11 +174,19 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, on_error)
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, object]]:
+RETRY_AFTER = {"description": "Seconds to wait", "schema": {"type": "integer", "maximum": 120}}
+SHOULD_RETRY = {"description": "Whether a retry can help", "schema": {"enum": ["true", "false"]}}
+HEADERS = {429: {"Retry-After": RETRY_AFTER}, 503: {"Retry-After": RETRY_AFTER}} | {
+    409: {"x-should-retry": SHOULD_RETRY}
+}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's text of the problems a route can answer with; `app.main` adds what every call can."""
     return {
         status: {
             "description": HTTPStatus(status).phrase,
+            **({"headers": HEADERS[status]} if status in HEADERS else {}),
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
         for status in statuses

@@ -34,6 +34,12 @@ Wait = Annotated[
     ),
 ]
 
+POLLED: dict[int | str, dict[str, Any]] = {
+    200: {"headers": {"ETag": {"description": "Changes with the object", "schema": {"type": "string"}}}},
+    304: {"description": "The object is as If-None-Match says"},
+}
+"""OpenAPI's text of what every single object answers with."""
+
 logger = logging.getLogger(__name__)
 
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -138,7 +139,26 @@ def client(settings_env: pytest.MonkeyPatch, admin_key: str) -> Iterator[TestCli
         ensure_admin_key(tx, admin_key)
     headers = {"Authorization": f"Bearer {admin_key}"}
     with TestClient(create_app(), headers=headers, raise_server_exceptions=False) as client:
+        client.event_hooks["response"].append(refuse_undeclared(client))
         yield client
+
+
+def refuse_undeclared(client: TestClient) -> Callable[[Any], None]:
+    """A hook on every answer of every test: a status that the OpenAPI document does not declare fails it."""
+    from app.main import ROUTERS
+
+    app: Any = client.app
+    routes: list[Any] = [route for router in ROUTERS for route in router.routes]
+
+    def check(response: Any) -> None:
+        path, method = response.request.url.path, response.request.method
+        found = [r for r in routes if method in r.methods and r.path_regex.match(path)]
+        if found and response.status_code < 500 and found[0].include_in_schema:
+            operation = app.openapi()["paths"][found[0].path.replace(":path}", "}")][method.lower()]
+            where = f"{method} {found[0].path} answers with {response.status_code}, which it does not declare"
+            assert str(response.status_code) in operation["responses"], where
+
+    return check
 
 
 def _forget() -> None:

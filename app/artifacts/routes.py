@@ -17,7 +17,7 @@ from app.artifacts.scored_job import find_scored_job
 from app.dependencies import ReadCaller, SessionDep
 from app.pagination import Limit, Page
 from app.problems import responses
-from app.streams import PollDep, Snapshot, versions_of
+from app.streams import POLLED, PollDep, Snapshot, versions_of
 from core.database import open_session
 from core.states import FINISHED_JOB
 from mpo.parts import Order, Part
@@ -39,14 +39,16 @@ Share = Annotated[float | None, Query(gt=0, lt=1, allow_inf_nan=False)]
 FORMS = {form: {"schema": {"type": "string"}} for name, form in MEDIA_TYPES.items() if name != "json"}
 
 
-@router.get("/{artifact_id}", responses=responses(404))
-def read_artifact(caller: ReadCaller, session: SessionDep, artifact_id: str) -> ArtifactView:
-    """Read an artifact and where it comes from."""
-    return service.read_artifact(session, caller.owner, artifact_id)
+@router.get("/{artifact_id}", response_model=ArtifactView, responses=responses(404) | POLLED)
+async def read_artifact(caller: ReadCaller, artifact_id: str, poll: PollDep) -> Response:
+    """Read an artifact and where it comes from: its inputs lead back to what was uploaded."""
+    return await poll.answer(lambda session: service.read_artifact(session, caller.owner, artifact_id))
 
 
 @job_router.get(
-    "/reward-gaps", response_model=RewardGaps, responses={200: {"content": FORMS}, **responses(404, 409)}
+    "/reward-gaps",
+    response_model=RewardGaps,
+    responses={**POLLED, 200: {"content": FORMS}, **responses(404, 409)},
 )
 async def read_reward_gaps(
     caller: ReadCaller,

@@ -15,14 +15,13 @@ from app.dependencies import ReadCaller, SessionDep, WriteCaller
 from app.idempotency import REPLAYED, Made, OnceDep, creates
 from app.pagination import Page, PageDep, RowPageDep, list_page
 from app.problems import responses
-from app.streams import PollDep
+from app.streams import POLLED, PollDep
 from core.database import Transaction, open_transaction
 from core.tables import Comparison
 
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
 
 CSV = "text/csv"
-NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Not modified"}}
 ROWS_AS_CSV: dict[int | str, dict[str, Any]] = {
     200: {"description": "Rows", "content": {CSV: {"schema": {"type": "string"}}}}
 }
@@ -53,10 +52,12 @@ async def create_comparison(
 def list_comparisons(caller: ReadCaller, session: SessionDep, page: PageDep) -> Page[ComparisonView]:
     """The caller's comparisons, newest first."""
     statement = select(Comparison).where(Comparison.owner == caller.owner, Comparison.deleted_at.is_(None))
-    return list_page(session, statement, Comparison.id, page, partial(service.comparison_view, session))
+    return list_page(
+        session, statement, Comparison.id, "comparison", page, partial(service.comparison_view, session)
+    )
 
 
-@router.get("/{comparison_id}", response_model=ComparisonView, responses=responses(404) | NOT_MODIFIED)
+@router.get("/{comparison_id}", response_model=ComparisonView, responses=responses(404) | POLLED)
 async def read_comparison(caller: ReadCaller, comparison_id: str, poll: PollDep) -> Response:
     """One comparison, with its first 20 rows and its win rates."""
     return await poll.answer(

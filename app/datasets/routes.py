@@ -18,7 +18,7 @@ from app.dependencies import ReadCaller, SessionDep, StorageDep, WriteCaller
 from app.idempotency import REPLAYED, Made, Once, OnceDep, creates, fingerprint_of
 from app.pagination import Page, PageDep, RowPageDep, list_page
 from app.problems import responses
-from app.streams import PollDep, Snapshot, versions_of
+from app.streams import POLLED, PollDep, Snapshot, versions_of
 from app.validation import parse_body
 from app.wire import Deleted
 from core.database import Transaction, open_session, open_transaction
@@ -149,10 +149,10 @@ def _accept(
 def list_datasets(caller: ReadCaller, session: SessionDep, page: PageDep) -> Page[DatasetView]:
     """Datasets, newest first."""
     statement = select(Dataset).where(Dataset.owner == caller.owner, Dataset.deleted_at.is_(None))
-    return list_page(session, statement, Dataset.id, page, DatasetView.model_validate)
+    return list_page(session, statement, Dataset.id, "dataset", page, DatasetView.model_validate)
 
 
-@router.get("/{dataset_id}", response_model=DatasetView, responses=responses(404))
+@router.get("/{dataset_id}", response_model=DatasetView, responses=responses(404) | POLLED)
 async def read_dataset(dataset_id: str, caller: ReadCaller, poll: PollDep) -> Response:
     """One dataset. `wait` holds the answer until it changes; a ready or invalid one answers at once."""
 

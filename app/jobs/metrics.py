@@ -1,6 +1,7 @@
 """What a job's stages reported by step, thinned for a chart."""
 
 from collections.abc import Sequence
+from math import isfinite
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -34,13 +35,17 @@ def read_metrics(
     return MetricList(data=series)
 
 
-def thinned(count: int, points: int) -> list[int]:
-    """At most `points` indices below count, evenly spread, the last always among them."""
+def thinned(values: Sequence[float | None], points: int) -> list[int]:
+    """At most `points` indices: of the last, first, largest and smallest, then evenly spread ones."""
+    count = len(values)
     if count <= points:
         return list(range(count))
-    if points == 1:
-        return [count - 1]
-    return [round(i * (count - 1) / (points - 1)) for i in range(points)]
+    numbers = [i for i, value in enumerate(values) if value is not None and isfinite(value)]
+    extremes = [pick(numbers, key=lambda i: values[i] or 0.0) for pick in (max, min) if numbers]
+    kept = dict.fromkeys([count - 1, 0, *extremes][:points])
+    spread = points - len(kept)
+    kept |= dict.fromkeys(round((i + 1) * (count - 1) / (spread + 1)) for i in range(spread))
+    return sorted(kept)
 
 
 def _steps_of(session: Session, owner: str, stage: StageRow) -> dict[int, Values]:
@@ -66,7 +71,7 @@ def _series(stage: str, steps: dict[int, Values], names: Sequence[str], points: 
     found = []
     for name in present if not names else [name for name in names if name in present]:
         has_it = [step for step, values in steps.items() if name in values]
-        shown = [has_it[i] for i in thinned(len(has_it), points)]
+        shown = [has_it[i] for i in thinned([steps[step][name] for step in has_it], points)]
         values = [steps[step][name] for step in shown]
         found.append(MetricSeries(stage=stage, name=name, steps=shown, values=values))
     return found

@@ -14,7 +14,7 @@ from app.jobs.schemas import CreateJob, DryRunView, EventPage, JobView, MetricLi
 from app.jobs.views import job_view
 from app.pagination import Page, PageDep
 from app.problems import responses
-from app.streams import PollDep
+from app.streams import POLLED, PollDep
 from app.wire import Deleted
 from core.aftermath import apply_run
 from core.database import Transaction, open_transaction
@@ -36,6 +36,14 @@ AS_STREAM: dict[str, Any] = {
     "description": "Events",
     "content": {MEDIA_TYPE: {"schema": {"type": "string", "description": "`data` of each is an event"}}},
 }
+Points = Annotated[
+    int,
+    Query(
+        ge=1,
+        le=10_000,
+        description="Steps of a metric at most; its last, first, largest and smallest are among them.",
+    ),
+]
 Names = Annotated[list[str] | None, Query(description="Metrics to give; all where none is named.")]
 Label = Annotated[list[str] | None, Query(description="`name:value`; several must all hold.")]
 
@@ -85,7 +93,7 @@ def list_jobs(
     )
 
 
-@router.get("/{job_id}", response_model=JobView, responses=responses(404))
+@router.get("/{job_id}", response_model=JobView, responses=responses(404) | POLLED)
 async def read_job(caller: ReadCaller, job_id: str, poll: PollDep) -> Response:
     """Read a job, its stages and how far they are."""
     return await poll.answer(lambda session: service.read_job(session, caller.owner, job_id))
@@ -158,7 +166,7 @@ def read_metrics(
     job_id: str,
     stage: str | None = None,
     names: Names = None,
-    points: Annotated[int, Query(ge=1, le=10_000, description="Steps of a metric at most.")] = 500,
+    points: Points = 500,
 ) -> MetricList:
     """Read what a job's stages reported by step. `names` is repeated, or separated by commas."""
     wanted = [name for part in names or [] for name in part.split(",") if name]

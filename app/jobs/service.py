@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from app.jobs.schemas import EventPage, EventView, JobView
 from app.jobs.views import job_view, job_views
-from app.pagination import Page, PageQuery
+from app.pagination import Page, PageQuery, place_after
 from app.streams import Snapshot, versions_of
 from core.database import open_session
 from core.errors import NotFound, Unprocessable
@@ -48,8 +48,8 @@ def list_jobs(
         statement = statement.where(Job.id.in_(select(JobInput.job_id).where(*reads_it)))
     for label in labels:
         statement = statement.where(Job.labels.contains(dict([_label(label)])))
-    if page.after is not None:
-        statement = statement.where(Job.id < page.after if page.descending else Job.id > page.after)
+    if (after := place_after(page, "job")) is not None:
+        statement = statement.where(Job.id < after if page.descending else Job.id > after)
     statement = statement.order_by(Job.id.desc() if page.descending else Job.id.asc())
     found = list(session.scalars(statement.limit(page.limit + 1)))
     # The views of a page are made together: as many statements as for one job.

@@ -1,10 +1,13 @@
 """Base and trained models as one table, so that one keyset pages over both."""
 
-from sqlalchemy import Subquery, case, func, literal, null, select, tuple_, union_all
+from typing import Any
+
+from sqlalchemy import Row, Subquery, case, func, literal, null, select, tuple_, union_all
 from sqlalchemy.orm import Session
 
 from app.models.schemas import ModelView
 from app.pagination import Page, PageQuery, page_of
+from core.errors import Unprocessable
 from core.states import StageState
 from core.tables import BaseModelRow, Job, StageRow
 
@@ -42,9 +45,14 @@ def _models(owner: str) -> Subquery:
 
 def find_model(session: Session, owner: str, name: str) -> ModelView | None:
     """The model that an owner knows by this name."""
-    models = _models(owner)
-    row = session.execute(select(models).where(models.c.id == name)).one_or_none()
+    row = find_model_row(session, owner, name)
     return ModelView.model_validate(row) if row is not None else None
+
+
+def find_model_row(session: Session, owner: str, name: str) -> Row[Any] | None:
+    """The same, its time of making as exact as the database has it."""
+    models = _models(owner)
+    return session.execute(select(models).where(models.c.id == name)).one_or_none()
 
 
 def models_page(session: Session, owner: str, query: PageQuery) -> Page[ModelView]:
@@ -53,10 +61,12 @@ def models_page(session: Session, owner: str, query: PageQuery) -> Page[ModelVie
     place = tuple_(models.c.created, models.c.id)
     statement = select(models)
     if query.after is not None:
-        other = _models(owner)
-        after = select(other.c.created, other.c.id).where(other.c.id == query.after)
-        beyond = place < after.scalar_subquery() if query.descending else place > after.scalar_subquery()
-        statement = statement.where(beyond)
+        last = find_model_row(session, owner, query.after)
+        if last is None:
+            # Unlike an id, a name does not tell where it stood.
+            raise Unprocessable("Should be the id of a model that there is", loc=("query", "after"))
+        after = tuple_(literal(last.created), literal(last.id))
+        statement = statement.where(place < after if query.descending else place > after)
     down = query.descending
     order = [column.desc() if down else column.asc() for column in (models.c.created, models.c.id)]
     rows = list(session.execute(statement.order_by(*order).limit(query.limit + 1)))

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from sqlalchemy.orm import Session
 
 from app.authentication import MissingScope
 from app.dependencies import (
@@ -18,6 +19,7 @@ from app.models import downloads, queries, service
 from app.models.schemas import FileList, FileView, ModelCreate, ModelView
 from app.pagination import After, Limit, Order, Page, PageQuery
 from app.problems import responses
+from app.streams import POLLED, PollDep, Snapshot
 from app.wire import Deleted
 from core.database import Transaction, open_transaction
 from core.errors import Conflict, NotFound
@@ -63,10 +65,14 @@ async def create_model(body: ModelCreate, caller: AdminCaller, once: OnceDep) ->
     return await once.answer(caller.owner, make)
 
 
-@router.get("/{model_id}", responses=responses(404))
-def read_model(model_id: str, caller: ReadCaller, session: SessionDep) -> ModelView:
+@router.get("/{model_id}", response_model=ModelView, responses=responses(404) | POLLED)
+async def read_model(model_id: str, caller: ReadCaller, poll: PollDep) -> Response:
     """One model."""
-    return service.get_model(session, caller.owner, model_id)
+
+    def read(session: Session) -> Snapshot:
+        return Snapshot(service.get_model(session, caller.owner, model_id), {}, finished=True)
+
+    return await poll.answer(read)
 
 
 @router.delete("/{model_id}", responses=responses(404, 409))
