@@ -1,15 +1,21 @@
 """Who may call what: every route, without a key, with a wrong one, and with too little scope."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
 from app.main import ROUTERS
-from tests.factories import make_key
+from core.database import open_transaction
+from core.ids import new_id
+from core.tables import Comparison, StageRow
+from tests.factories import make_dataset, make_job, make_key, make_trained_model
 
 ADMIN_ONLY = {("POST", "/v1/models"), ("POST", "/v1/keys"), ("DELETE", "/v1/keys/{key_id}")}
+PARAMETER = re.compile(r"{(\w+)(?::path)?}")
 READING_POSTS = {"/v1/completions", "/v1/chat/completions", "/v1/rewards", "/v1/tokenize", "/v1/detokenize"}
 
 
@@ -58,3 +64,70 @@ def test_only_admins_do_what_concerns_everybody(client: TestClient, keys: dict[s
 
 def test_who_may_write_may_read(client: TestClient, keys: dict[str, dict[str, str]]) -> None:
     assert client.get("/v1/datasets", headers=keys["write"]).status_code == 200
+
+
+@pytest.fixture
+def theirs(client: TestClient) -> dict[str, str]:
+    """One of everything that has an owner, by the parameter of a path that names it."""
+    with open_transaction() as tx:
+        dataset = make_dataset(tx)
+        job = make_job(tx, dataset.id, status="succeeded")
+        model = make_trained_model(tx, job, "nowhere", [])
+        stage = tx.session.scalars(select(StageRow).where(StageRow.job_id == job.id)).one()
+        comparison = Comparison(
+            id=new_id("comparison"),
+            owner="admin",
+            models=[model, model],
+            request={"models": [model, model], "prompts": ["p"], "sampling": {}},
+        )
+        tx.session.add(comparison)
+        return {
+            "dataset_id": dataset.id,
+            "job_id": job.id,
+            "run_id": str(stage.run_id),
+            "artifact_id": stage.artifacts["model"],
+            "model_id": model,
+            "comparison_id": comparison.id,
+            "name": "config.json",
+        }
+
+
+UNOWNED = {"/v1/workers", "/v1/queue", "/v1/keys", "/v1/keys/{key_id}", "/v1/detokenize"}
+"""What concerns everybody, or names nothing of an owner's where it can be called without a sampler."""
+
+
+def bodies(theirs: dict[str, str]) -> dict[str, tuple[int, dict[str, object]]]:
+    """Path of a POST that names others' objects in its body -> what it answers, and the body."""
+    model, dataset = theirs["model_id"], theirs["dataset_id"]
+    return {
+        "/v1/jobs": (422, {"model": model, "dataset": dataset, "method": {"type": "sft"}}),
+        "/v1/comparisons": (422, {"models": [model, "tiny"], "prompts": ["p"]}),
+        "/v1/models": (422, {"name": "x", "path": "/"}),
+        "/v1/completions": (404, {"model": model, "prompt": "p"}),
+        "/v1/chat/completions": (404, {"model": model, "messages": [{"role": "user", "content": "p"}]}),
+        "/v1/rewards": (404, {"model": model, "items": [{"prompt": "p", "response": "r"}]}),
+        "/v1/tokenize": (404, {"model": model, "text": "p"}),
+        "/v1/datasets": (201, {"name": "mine", "kind": "text"}),
+    }
+
+
+def test_another_owner_finds_nothing_by_any_route(client: TestClient, theirs: dict[str, str]) -> None:
+    bob, named = make_key("read", "write", "admin", owner="bob"), bodies(theirs)
+    seen = {name for _, path in every_route() for name in PARAMETER.findall(path)}
+    assert seen - {"key_id"} <= set(theirs), "a new kind of id: make one of its objects in `theirs`"
+    for method, path in every_route():
+        where = f"{method} {path}"
+        if path in UNOWNED:
+            continue
+        target = PARAMETER.sub(lambda found: theirs[found.group(1)], path)
+        if "{" in path:
+            response = client.request(method, target, headers=bob)
+            assert response.status_code == 404, f"{where}: {response.status_code}"
+        elif method == "GET":
+            shown = {each["id"] for each in client.get(target, headers=bob).json()["data"]}
+            assert shown.isdisjoint(theirs.values()), where
+        else:
+            assert path in named, f"say in `bodies` what {where} answers to another owner"
+            status, body = named[path]
+            response = client.request(method, target, json=body, headers=bob)
+            assert response.status_code == status, f"{where}: {response.text}"
