@@ -76,7 +76,7 @@ class Comparisons:
             "sampling": sampling,
             "scorer": {"reward_model": reward_model} if reward_model else None,
         }
-        return self._transport.send(Call("POST", "/v1/comparisons", Comparison, body=body))
+        return self._transport.send(Call("POST", "/v1/comparisons", Comparison, body=body, creates=True))
 
     def get(self, comparison_id: str, *, wait_seconds: float = 0.0) -> Comparison:
         """With `wait_seconds` (at most 60) the answer comes once the comparison changes."""

@@ -64,7 +64,7 @@ class Datasets:
 
 def _create(name: str, kind: Kind, max_bad_rows: int) -> Call[Dataset]:
     body: dict[str, JsonValue] = {"name": name, "kind": kind, "max_bad_rows": max_bad_rows}
-    return Call("POST", "/v1/datasets", Dataset, body=body)
+    return Call("POST", "/v1/datasets", Dataset, body=body, creates=True)
 
 
 def _put_content(dataset_id: str, path: Path) -> Call[Dataset]:

@@ -67,7 +67,7 @@ class Jobs:
 
     def create(self, spec: Mapping[str, JsonValue]) -> Job:
         """Queues the job. Raises NotValid, which names each field that can't stand."""
-        return self._transport.send(Call("POST", "/v1/jobs", Job, body=spec))
+        return self._transport.send(Call("POST", "/v1/jobs", Job, body=spec, creates=True))
 
     def get(self, job_id: str, *, wait_seconds: float = 0.0) -> Job:
         """With `wait_seconds` (at most 60) the answer comes once the job changes."""

@@ -1,5 +1,6 @@
 """Sends calls over HTTP and raises what was refused. Nouns build calls; nobody else knows httpx."""
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Generic, TypeVar
 import httpx
 from pydantic import BaseModel, JsonValue
 
+from mpo_client import retries
 from mpo_client.errors import Unreachable, refusal
 
 T = TypeVar("T", bound=BaseModel)
@@ -31,6 +33,8 @@ class Call(Generic[T]):
     content: Iterable[bytes] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     held_seconds: float = 0.0
+    creates: bool = False
+    """Whether it makes something: then it has an Idempotency-Key, and may be sent again."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,10 @@ class Answer(Generic[T]):
 
 
 class Transport:
-    """One connection pool. Raises Refused's children and Unreachable, nothing of httpx."""
+    """One connection pool. Raises Refused's children and Unreachable, nothing of httpx.
+
+    What does the same twice as once is tried again where the service was away, busy or lost the answer.
+    """
 
     def __init__(self, base_url: str, api_key: str, transport: httpx.BaseTransport | None = None) -> None:
         self._http = httpx.Client(
@@ -60,23 +67,41 @@ class Transport:
     def ask(self, call: Call[T], etag: str | None = None) -> Answer[T]:
         """As `send`, but with `etag` an unchanged object is not sent again."""
         headers = {**call.headers, **({"If-None-Match": etag} if etag else {})}
-        try:
-            response = self._http.request(
-                call.method,
-                call.path,
-                params=_given(call.query),
-                json=call.body,
-                content=call.content,
-                headers=headers,
-                timeout=_timeout(call.held_seconds),
-            )
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+        if call.creates:
+            headers["Idempotency-Key"] = retries.new_key()
+        request = self._http.build_request(
+            call.method,
+            call.path,
+            params=_given(call.query),
+            json=call.body,
+            content=call.content,
+            headers=headers,
+            timeout=_timeout(call.held_seconds),
+        )
+        response = self._sent(
+            request, retries.TRIES if retries.may_repeat(call.method, request.headers) else 1
+        )
         if response.status_code == httpx.codes.NOT_MODIFIED:
             return Answer(None, etag)
         if response.is_error:
             raise refusal(response)
         return Answer(call.answer.model_validate_json(response.content), response.headers.get("etag"))
+
+    def _sent(self, request: httpx.Request, tries: int) -> httpx.Response:
+        """The answer to the request, which is sent at most so many times."""
+        for number in range(1, tries + 1):
+            try:
+                response = self._http.send(request)
+            except httpx.TransportError as error:
+                if number == tries:
+                    raise self._unreachable(error) from error
+                seconds: float | None = retries.backoff_seconds(number)
+            else:
+                seconds = retries.seconds_to_retry(response, number)
+                if seconds is None or number == tries:
+                    return response
+            time.sleep(seconds or 0.0)
+        raise AssertionError("the last try returns or raises")
 
     def download(self, path: str, to: Path, *, query: Query, accept: str) -> None:
         """Into a file, by and by; a broken download leaves no file of that name."""

@@ -32,6 +32,77 @@ def client_for() -> Iterator[Callable[[Handler], Client]]:
         client.close()
 
 
+@pytest.fixture(autouse=True)
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between tries, which no test waits for."""
+    pauses: list[float] = []
+    monkeypatch.setattr("mpo_client.transport.time.sleep", pauses.append)
+    return pauses
+
+
+@pytest.mark.parametrize(
+    "away",
+    [
+        httpx.Response(503, headers={"Retry-After": "3"}),
+        httpx.Response(429, headers={"Retry-After": "3"}),
+        httpx.Response(409, headers={"x-should-retry": "true", "Retry-After": "3"}),
+    ],
+    ids=lambda response: str(response.status_code),
+)
+def test_what_is_made_is_asked_for_again_under_the_same_key(
+    client_for: Callable[[Handler], Client], slept: list[float], away: httpx.Response
+) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers["idempotency-key"])
+        if len(asked) == 2:
+            raise httpx.ReadError("reset", request=request)
+        return away if len(asked) == 1 else httpx.Response(202, json={"id": "job_1", "status": "queued"})
+
+    client = client_for(answer)
+    assert client.jobs.create({"model": "m"}).id == "job_1"
+    assert len(asked) == 3
+    assert len(set(asked)) == 1
+    assert slept[0] == 3
+    assert 0 < slept[1] <= 1
+    client.jobs.create({"model": "m"})
+    assert asked[3] != asked[0]
+
+
+def test_what_cannot_help_or_could_double_is_sent_once(client_for: Callable[[Handler], Client]) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        if request.url.path.endswith("resume"):
+            return httpx.Response(503, headers={"Retry-After": "1"})
+        return httpx.Response(409, headers={"x-should-retry": "false"})
+
+    client = client_for(answer)
+    with pytest.raises(errors.Conflict):
+        client.jobs.create({"model": "m"})
+    with pytest.raises(errors.NotAvailable):
+        client.jobs.resume("job_1")
+    assert asked == ["/v1/jobs", "/v1/jobs/job_1/resume"]
+
+
+def test_tries_end(client_for: Callable[[Handler], Client], slept: list[float]) -> None:
+    client = client_for(lambda _: httpx.Response(503, headers={"Retry-After": "2"}))
+    with pytest.raises(errors.NotAvailable):
+        client.jobs.get("job_1")
+    assert slept == [2, 2, 2]
+
+
+def test_nobody_is_kept_waiting_for_minutes(
+    client_for: Callable[[Handler], Client], slept: list[float]
+) -> None:
+    client = client_for(lambda _: httpx.Response(503, headers={"Retry-After": "120"}))
+    with pytest.raises(errors.NotAvailable):
+        client.jobs.get("job_1")
+    assert slept == []
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
