@@ -1,8 +1,10 @@
 """The sweep frees what nothing names any more, and nothing else: on a real database and store."""
 
+import math
 import os
 from datetime import timedelta
 from pathlib import Path
+from threading import Event
 
 import pytest
 from sqlalchemy import update
@@ -10,12 +12,14 @@ from sqlalchemy import update
 from core import queue
 from core.aftermath import apply_run
 from core.database import open_transaction
+from core.settings import settings
 from core.storage import storage
-from core.sweeping import Freed
+from core.sweeping import Freed, Sweep
 from core.tables import Dataset, Run
 from core.work_items import ClaimedRun, NewRun
 from tests.factories import make_dataset, new_artifact
 from workers.sweep import sweep_all
+from workers.sweeper import step, walk
 
 pytestmark = pytest.mark.usefixtures("settings_env")
 
@@ -293,3 +297,64 @@ def test_a_run_s_row_is_what_says_that_a_fence_is_over() -> None:
     assert sweep(grace=HOUR).places == 1
     with open_transaction() as tx:
         assert tx.session.get_one(Run, run_id).state == "cancelled"
+
+
+def test_a_checkpoint_that_a_run_is_just_starting_from_is_kept() -> None:
+    run_id = queued()
+    kept = checkpoint(claim(), 5)
+    with open_transaction() as tx:
+        queue.cancel(tx, run_id)
+    with open_transaction() as tx:
+        # Not committed yet: nobody else can see that this run names the checkpoint too.
+        queue.enqueue(tx, NewRun("sft", "gpu", "ann", "sft", {}, key="key"))
+        sweep(keep=NOW)
+    assert left() == {kept}
+    assert (claim().checkpoint or {})["location"] == kept
+
+
+def test_a_step_is_taken_once_and_goes_on_where_the_last_one_ended(settings_env: pytest.MonkeyPatch) -> None:
+    settings_env.setenv("MPO_SWEEP_GRACE_SECONDS", "0")
+    settings.cache_clear()
+    for key in ("a", "b"):
+        queued(key)
+        claimed = claim()
+        put(f"runs/{claimed.id}/{claimed.fence}/out")
+        with open_transaction() as tx:
+            queue.fail(tx, claimed, {"code": "x", "message": "y"})
+    first, second = storage().names("runs")
+    sweep_ = Sweep(storage(), NOW, NOW)
+    assert walk(sweep_, "", 0.0, Event()) == "", "no time is left: it begins anew"
+    assert walk(sweep_, first, math.inf, Event()) == ""
+    assert storage().names("runs") == [first]
+    done = step(Event())
+    assert done is not None
+    assert done.places == 1
+    assert storage().names("runs") == []
+    assert step(Event()) is None
+    assert second
+
+
+def test_a_store_on_s3_is_swept_too(settings_env: pytest.MonkeyPatch, bucket: str) -> None:
+    settings_env.setenv("MPO_STORE_URL", bucket)
+    settings.cache_clear()
+    storage.cache_clear()
+    queued()
+    claimed = claim()
+    checkpoint(claimed, 5)
+    out = publish(claimed)
+    put("uploads", "refused")
+    broken = storage().upload("uploads/broken")
+    broken.write(b"x" * (17 << 20))
+    young = Sweep(storage(), NOW, HOUR)
+    young.uploads()
+    assert (young.freed.places, young.freed.waiting) == (0, 1)
+    assert sweep().places == 1
+    assert storage().names(f"runs/{claimed.id}/{claimed.fence}") == ["out"]
+    assert storage().exists(f"{out}/model/weights")
+    old = Sweep(storage(), NOW, NOW)
+    old.uploads()
+    assert old.freed.places == 2
+    assert storage().names("uploads") == []
+    fs, root = storage().remote
+    assert fs.list_multipart_uploads(root.partition("/")[0]) == []
+    broken.abort()
