@@ -1,5 +1,6 @@
 """Upload -> MPO job -> reward gaps -> side-by-side samples: over HTTP, on the stack that `mpo up` starts."""
 
+import json
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from embedded.processes import process_id
 from tests.end_to_end.running_stack import QUICK_METHOD, RunningStack, example_rows, running_stack
 
 TRAINED = {"sft", "dpo", "ppo", "reward_model", "judge", "reward_model_fold_1", "reward_model_fold_2"}
@@ -149,22 +151,81 @@ def test_a_job_waits_for_a_person_after_the_split_and_goes_on_with_their_thresho
     assert stack.get(f"{path}/reward-gaps")["threshold"] == pytest.approx(threshold)
 
 
-def test_a_killed_gpu_worker_in_dpo_costs_no_job(
-    stack: RunningStack, dataset: str, job: dict[str, Any]
-) -> None:
-    method = {**QUICK_METHOD, "dpo": {"epochs": 12, "checkpoint_seconds": 0}}
-    submitted = stack.submit(spec(dataset, method=method))
-    path = f"/v1/jobs/{submitted['id']}"
+def in_dpo(stack: RunningStack, dataset: str, epochs: int) -> str:
+    """The path of a job that has taken two steps of a long DPO; all before it is cached."""
+    method = {**QUICK_METHOD, "dpo": {"epochs": epochs, "checkpoint_seconds": 0}}
+    path = f"/v1/jobs/{stack.submit(spec(dataset, method=method))['id']}"
     deadline = time.monotonic() + 120
     found = stack.get(path)
-    while (dpo := next(s for s in found["stages"] if s["name"] == "dpo"))["progress"]["step"] < 2:
+    while (dpo := stage_of(found, "dpo"))["progress"]["step"] < 2:
         assert dpo["status"] != "succeeded", "DPO ended before it could be disturbed"
         assert time.monotonic() < deadline, dpo
         found = stack.client.get(path, params={"wait": 5}).json()
+    return path
+
+
+def stage_of(job: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(stage for stage in job["stages"] if stage["name"] == name)
+
+
+def test_a_killed_gpu_worker_in_dpo_costs_no_job(
+    stack: RunningStack, dataset: str, job: dict[str, Any]
+) -> None:
+    path = in_dpo(stack, dataset, epochs=12)
     os.kill(stack.processes()["worker-gpu"], signal.SIGKILL)
     done = stack.wait_for(path, {"succeeded", "failed", "cancelled"})
     assert done["status"] == "succeeded", done["error"]
-    assert next(s for s in done["stages"] if s["name"] == "dpo")["attempt"] == 2
+    assert stage_of(done, "dpo")["attempt"] == 2
+
+
+def test_a_gpu_worker_that_is_asked_to_stop_in_dpo_costs_no_attempt(
+    stack: RunningStack, dataset: str, job: dict[str, Any]
+) -> None:
+    path = in_dpo(stack, dataset, epochs=13)
+    worker = process_id(stack.processes()["worker-gpu"])
+    assert worker is not None
+    # Asked again and again: the stop that is under way goes on.
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        worker.send(number)
+    assert worker.wait(30)
+    said = lines_of(stack, "worker-gpu", run_id=stage_of(stack.get(path), "dpo")["run_id"])
+    assert [line["message"] for line in said if line["message"].startswith("child ended")] == [
+        "child ended: Stopped"
+    ]
+    done = stack.wait_for(path, {"succeeded", "failed", "cancelled"})
+    assert done["status"] == "succeeded", done["error"]
+    assert stage_of(done, "dpo")["attempt"] == 1
+
+
+def lines_of(stack: RunningStack, *processes: str, **fields: object) -> list[dict[str, Any]]:
+    """Log lines of these processes, a worker's children's too, that carry these fields."""
+    texts = "".join((stack.state / "logs" / f"{name}.log").read_text() for name in processes)
+    lines = [json.loads(line) for line in texts.splitlines() if line.startswith('{"ts"')]
+    return [line for line in lines if fields.items() <= line.items()]
+
+
+def test_one_request_s_id_leads_from_the_api_through_the_workers_to_their_children(
+    stack: RunningStack, dataset: str, job: dict[str, Any]
+) -> None:
+    (submission,) = lines_of(stack, "api", made=f"/v1/jobs/{job['id']}")
+    assert (submission["route"], submission["status"]) == ("/v1/jobs", 202)
+    found = lines_of(stack, "worker-cpu", "worker-gpu", request_id=submission["request_id"])
+    assert {line["process"] for line in found} == {"worker-cpu", "worker-gpu", "child"}
+    assert {line["job_id"] for line in found} == {job["id"]}
+    for stage in job["stages"]:
+        of_stage = [line for line in found if line["process"] == "child" and line["stage"] == stage["name"]]
+        assert {(line["run_id"], line["fence"]) for line in of_stage} == {(stage["run_id"], 1)}
+    (upload,) = lines_of(stack, "api", made=f"/v1/datasets/{dataset}")
+    assert lines_of(stack, "worker-cpu", process="child", request_id=upload["request_id"])
+
+
+def test_logs_hold_no_text_of_the_data_and_no_key(stack: RunningStack, job: dict[str, Any]) -> None:
+    logged = "".join(log.read_text() for log in (stack.state / "logs").glob("*.log"))
+    assert len(logged) > 1000
+    for row in example_rows(80):
+        for text in row.values():
+            assert str(text)[:60] not in logged
+    assert (stack.state / "api-key").read_text().strip() not in logged
 
 
 def test_a_cancelled_job_ends_at_once_and_its_stage_with_it(
