@@ -40,6 +40,13 @@ class Settings(BaseSettings):
         "json", description="Log lines: one JSON object each, or text for people."
     )
 
+    metrics_folder: Path | None = Field(
+        None,
+        validation_alias="PROMETHEUS_MULTIPROC_DIR",
+        description="Folder in which the API processes of one port add up their figures, empty at their "
+        "start. Has the name that Prometheus's client reads.",
+    )
+
     max_open_jobs: PositiveInt = Field(10_000, description="Unfinished jobs a key may have.")
     max_upload_bytes: PositiveInt = Field(64 << 30, description="Largest accepted upload, in bytes.")
 

@@ -58,10 +58,12 @@ class Services:
         # What uvicorn says before our logging is set up has a format of its own.
         quiet = ("--log-level", "warning")
         arguments = (*server, *quiet, "--timeout-graceful-shutdown", str(GRACEFUL_API_SECONDS))
+        figures = self.state.scratch / "figures"
+        figures.mkdir(exist_ok=True)
         return self._python(
             API,
             arguments,
-            _threads(1),
+            {**_threads(1), "PROMETHEUS_MULTIPROC_DIR": str(figures)},
             tier=2,
             grace_seconds=_API_GRACE_SECONDS,
             answers=lambda _: self.is_healthy(),

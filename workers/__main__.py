@@ -2,15 +2,14 @@
 
 import argparse
 import logging
-import signal
 import sys
-from threading import Event
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from core import logs, tallies
 from core.ids import new_id
 from core.settings import withhold_credentials
+from workers.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +20,7 @@ def main() -> int:
     parser.add_argument("--slot", choices=("cpu", "gpu"), required=True, help="class of runs to take")
     parser.add_argument("--concurrency", type=int, default=1, help="runs at a time (default 1)")
     arguments = parser.parse_args()
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # The second one too changes nothing: the stop that is under way goes on.
-        signal.signal(number, lambda *_: stop.set())
+    stop = StopSignal()
     logs.configure(f"worker-{arguments.slot}")
     # Before the fork server starts, whose children must not be able to reach the database.
     withhold_credentials()
@@ -32,7 +28,7 @@ def main() -> int:
     return 0
 
 
-def _work(slot: str, concurrency: int, stop: Event) -> None:
+def _work(slot: str, concurrency: int, stop: StopSignal) -> None:
     from workers.executor import Executor
     from workers.fork_server import start_fork_server, stop_fork_server
     from workers.hearing import Ear

@@ -40,8 +40,8 @@ class PipeReporter:
     def __init__(self, pipe: Connection, checkpoint_seconds: float) -> None:
         self._pipe, self._checkpoint_seconds = pipe, checkpoint_seconds
         self._last_checkpoint = time.monotonic()
-        self._stop = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+        self._stop_asked = False
+        signal.signal(signal.SIGTERM, self._on_stop)
 
     def progress(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Sent at once; the worker batches."""
@@ -63,7 +63,11 @@ class PipeReporter:
 
     def should_stop(self) -> bool:
         """SIGTERM has come."""
-        return self._stop.is_set()
+        return self._stop_asked
+
+    def _on_stop(self, *_: object) -> None:
+        # No Event: a second signal within its lock would wait for the first for ever.
+        self._stop_asked = True
 
     def rows(self, rows: list[dict[str, object]]) -> None:
         """Rows of a comparison."""

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 import threading
 
@@ -14,6 +13,7 @@ from core.settings import settings
 from workers.sampling.heartbeat import Heartbeat
 from workers.sampling.mailbox import Mailbox
 from workers.sampling.serving import serve
+from workers.stop_signal import StopSignal
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
@@ -26,9 +26,7 @@ _failed = threading.Event()
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; what is unanswered then is left to the next sampler."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    asked, stop = StopSignal(), threading.Event()
     logs.configure("sampler")
     worker_id = new_id("worker")
     redis = Redis.from_url(
@@ -37,11 +35,11 @@ def main() -> int:
         socket_timeout=ANSWER_SECONDS,
     )
     mailbox = Mailbox(redis, worker_id)
-    _open(mailbox, stop)
     with Heartbeat(mailbox, worker_id):
-        thread = threading.Thread(target=_serve, args=(mailbox, stop), name="serve", daemon=True)
+        thread = threading.Thread(target=_serve, args=(mailbox, stop, asked), name="serve", daemon=True)
         thread.start()
-        stop.wait()
+        asked.wait()
+        stop.set()
         logger.info("sampler %s was asked to stop", worker_id)
         # It lets go of what it generates with the next token; an import or a model that loads takes longer.
         thread.join(LET_GO_SECONDS)
@@ -53,14 +51,15 @@ def main() -> int:
     return 1 if _failed.is_set() else 0
 
 
-def _serve(mailbox: Mailbox, stop: threading.Event) -> None:
+def _serve(mailbox: Mailbox, stop: threading.Event, asked: StopSignal) -> None:
     try:
+        _open(mailbox, stop)
         serve(mailbox, stop)
     except Exception:  # a border: the process ends with it, to be started again
         logger.exception("the sampler fails")
         _failed.set()
     finally:
-        stop.set()
+        asked.ask()
 
 
 def _open(mailbox: Mailbox, stop: threading.Event) -> None:

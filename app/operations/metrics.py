@@ -1,10 +1,11 @@
-"""Prometheus: requests of this process, and what all processes share, from the database and Redis."""
+"""Prometheus: requests of this process or of its port, and what the database and Redis tell to all."""
 
 import logging
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
@@ -13,6 +14,7 @@ from starlette.types import Scope
 from app.middleware import route_of
 from app.operations.figures import read_database, read_redis
 from app.operations.questions import NoAnswer, Question
+from core.settings import settings
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 KEPT_SECONDS = 2.0
@@ -77,4 +79,12 @@ class Metrics:
         """Prometheus's text format."""
         shared = CollectorRegistry(auto_describe=False)
         shared.register(await self._shared.read())
-        return generate_latest(self._registry) + generate_latest(shared)
+        return generate_latest(self._of_requests()) + generate_latest(shared)
+
+    def _of_requests(self) -> CollectorRegistry:
+        if settings().metrics_folder is None:
+            return self._registry
+        # Behind one port a scraper meets now one process, now another.
+        all_processes = CollectorRegistry(auto_describe=False)
+        MultiProcessCollector(all_processes, str(settings().metrics_folder))  # type: ignore[no-untyped-call]
+        return all_processes

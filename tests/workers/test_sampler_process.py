@@ -62,3 +62,23 @@ def test_a_process_takes_over_from_a_dead_one_and_signs_off(
             assert running.wait(PATIENCE_SECONDS) == 0
         assert not redis.exists(ALIVE)
     assert not signed_on()
+
+
+def test_a_sampler_that_is_stopped_while_it_imports_leaves_its_requests_to_the_next(
+    settings_env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    request = SampleRequest(model=files_of(write_policy(tmp_path / "policy")), prompts=["red"], max_tokens=3)
+    asked = envelope(request, "asking")
+    with connect() as redis:
+        redis.xadd(REQUESTS, {"body": asked.model_dump_json()})
+        with process() as running:
+            # It is announced before it imports what takes seconds.
+            until(lambda: bool(redis.exists(ALIVE)))
+            until(signed_on)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+                running.send_signal(number)
+            assert running.wait(PATIENCE_SECONDS) == 0
+        assert not redis.exists(ALIVE)
+        # Answered before the signal came, or still there: never lost.
+        assert redis.xlen(asked.reply_to) + redis.xlen(REQUESTS) == 1
+    assert not signed_on()

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,3 +116,26 @@ def test_a_frozen_database_holds_up_neither_readiness_nor_metrics(
         assert checks["store"]["ok"]
         assert figure(read(client), "mpo_up", part="postgres") == 0
     assert client.get("/healthz").status_code == 200
+
+
+_PROCESS = """
+import asyncio, sys
+from app.operations.metrics import Metrics
+from core.settings import settings
+metrics = Metrics()
+for _ in range(int(sys.argv[1])):
+    metrics.observe({"method": "GET"}, 200, 0.01)
+print(asyncio.run(metrics.text()).decode())
+"""
+
+
+def test_processes_behind_one_port_add_up_their_requests(
+    settings_env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings_env.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    told = ""
+    for count in (2, 1):
+        command = [sys.executable, "-c", _PROCESS, str(count)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 'mpo_http_requests_total{method="GET",route="unmatched",status="200"} 3.0' in told
+    assert 'mpo_http_request_seconds_count{method="GET",route="unmatched"} 3.0' in told
