@@ -21,6 +21,7 @@ from core.gates import (
 from core.ids import new_id
 from core.job_changes import ENDED_STAGE, finish_job
 from core.job_rows import lock_job, stages_of
+from core.known_work import KnownWork, look_at_all
 from core.states import FINISHED_JOB, DatasetState, JobState, RunState, StageState
 from core.tables import Artifact, Job, Run, StageRow
 from core.work_lookup import find_run, hold_artifacts
@@ -34,11 +35,34 @@ def advance_job(tx: Transaction, job_id: str) -> None:
     stages = stages_of(tx, job)
     for stage in stages:
         _apply_run(tx, job, stage)
-    datasets = dataset_states(tx, job)
+    _move(tx, job, stages, dataset_states(tx, job))
+
+
+def start_job(
+    tx: Transaction, job: Job, stages: list[StageRow], datasets: dict[str, str]
+) -> Mapping[str, Run]:
+    """The first `advance_job`, of a job that this transaction has just made. datasets: the state of each.
+
+    Looks for the work of all stages at once. The stages are rows to be: whoever calls inserts them then.
+    Returns the runs of which the answer to the request tells.
+    """
+    known = look_at_all(tx, job.owner, [stage.key for stage in stages])
+    _move(tx, job, stages, datasets, known)
+    known.record_references(tx)
+    return known.runs
+
+
+def _move(
+    tx: Transaction,
+    job: Job,
+    stages: list[StageRow],
+    datasets: dict[str, str],
+    known: KnownWork | None = None,
+) -> None:
     ready = all(state == DatasetState.READY for state in datasets.values())
     failure = failure_of(stages, datasets) or weak_failure(job, stages)
     if failure is None and ready:
-        _start_ready_stages(tx, job, stages)
+        _start_ready_stages(tx, job, stages, known)
         # A score may have been cached just now.
         failure = weak_failure(job, stages)
     if failure is not None:
@@ -77,9 +101,17 @@ def _apply_run(tx: Transaction, job: Job, stage: StageRow) -> None:
 
 
 def _succeed(
-    tx: Transaction, job: Job, stage: StageRow, artifacts: Mapping[str, Artifact], *, cached: bool
+    tx: Transaction,
+    job: Job,
+    stage: StageRow,
+    artifacts: Mapping[str, Artifact],
+    known: KnownWork | None = None,
+    *,
+    cached: bool,
 ) -> None:
-    run = tx.session.get_one(Run, next(iter(artifacts.values())).run_id, populate_existing=True)
+    run_id = next(iter(artifacts.values())).run_id
+    run = known.runs.get(run_id) if known is not None else None
+    run = run or tx.session.get_one(Run, run_id, populate_existing=True)
     stage.status, stage.cached = StageState.SUCCEEDED, cached
     stage.artifacts = {output: artifact.id for output, artifact in artifacts.items()}
     stage.run_id, stage.summary = run.id, run.summary
@@ -91,7 +123,7 @@ def _succeed(
         write_event(tx, job, "stage.warning", weak_reason(stage), stage=stage.name)
 
 
-def _start_ready_stages(tx: Transaction, job: Job, stages: list[StageRow]) -> None:
+def _start_ready_stages(tx: Transaction, job: Job, stages: list[StageRow], known: KnownWork | None) -> None:
     """Cached stages may make others ready, so this goes round until nothing moves."""
     moved = True
     while moved:
@@ -99,8 +131,8 @@ def _start_ready_stages(tx: Transaction, job: Job, stages: list[StageRow]) -> No
         if job.pause and job.pause["reason"] == "user":
             return
         ready = _ready_stages(job, stages)
-        cached = [stage.name for stage in ready if _take_cached(tx, job, stage)]
-        moved = bool(cached) or _find_work(tx, job, ready, stages)
+        cached = [stage.name for stage in ready if _take_cached(tx, job, stage, known)]
+        moved = bool(cached) or _find_work(tx, job, ready, stages, known)
 
 
 def _ready_stages(job: Job, stages: list[StageRow]) -> list[StageRow]:
@@ -112,26 +144,33 @@ def _needs(stage: StageRow) -> set[str]:
     return {s["name"] for sources in stage.inputs.values() for s in sources if s["kind"] == "stage"}
 
 
-def _take_cached(tx: Transaction, job: Job, stage: StageRow) -> bool:
-    artifacts = hold_artifacts(tx, job, stage)
+def _take_cached(tx: Transaction, job: Job, stage: StageRow, known: KnownWork | None) -> bool:
+    if known is not None and stage.key in known.untouched:
+        return False
+    artifacts = hold_artifacts(tx, job, stage, known)
     if artifacts:
-        _succeed(tx, job, stage, artifacts, cached=True)
+        _succeed(tx, job, stage, artifacts, known, cached=True)
     return bool(artifacts)
 
 
-def _find_work(tx: Transaction, job: Job, ready: list[StageRow], stages: list[StageRow]) -> bool:
+def _find_work(
+    tx: Transaction, job: Job, ready: list[StageRow], stages: list[StageRow], known: KnownWork | None
+) -> bool:
     """Give each stage a run to wait for; True where one was published meanwhile, and is cached."""
     # The queue's last criterion is the id: equals are worked off in the plan's order.
     new_ids = dict(zip([s.name for s in ready], sorted(new_id("run") for _ in ready), strict=True))
     moved = False
     # Two jobs that want the same runs ask for them in the same order: neither waits for the other.
     for stage in sorted(ready, key=lambda stage: stage.key):
-        run_id = find_run(tx, job, stage, stages, new_ids[stage.name])
+        run_id = find_run(tx, job, stage, stages, new_ids[stage.name], known)
         if run_id is None:
-            moved = _take_cached(tx, job, stage) or moved
+            moved = _take_cached(tx, job, stage, known) or moved
         else:
             stage.run_id, stage.status = run_id, StageState.QUEUED
-            _apply_run(tx, job, stage)
+            if run_id != new_ids[stage.name]:
+                _apply_run(tx, job, stage)
+            if known is not None:
+                known.keep_run(tx, job, stage, new=run_id == new_ids[stage.name])
     return moved
 
 

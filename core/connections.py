@@ -18,6 +18,8 @@ STATEMENT_TIMEOUT_MILLISECONDS = 15_000
 LOCK_TIMEOUT_MILLISECONDS = 10_000
 IDLE_ANSWER_SECONDS = 3.0
 """The pool's question whether a connection still lives, and BEGIN, take no time where there is a server."""
+READ_SECONDS = 6.0
+"""A read by itself: what takes longer is no answer to a request."""
 ANSWER_SECONDS = 18.0
 """Longer than the server itself allows a statement: silence beyond it is not work."""
 INTERVAL_SECONDS = 0.1
@@ -31,7 +33,8 @@ class BoundedConnection(Connection[Any]):
     def wait(self, gen: PQGen[RV], interval: float = INTERVAL_SECONDS, timeout: float | None = None) -> RV:
         """The answer; raises OperationalError where none comes."""
         is_idle = self.pgconn.transaction_status == TransactionStatus.IDLE
-        bound = timeout or (IDLE_ANSWER_SECONDS if is_idle else ANSWER_SECONDS)
+        idle_seconds = READ_SECONDS if self.autocommit else IDLE_ANSWER_SECONDS
+        bound = timeout or (idle_seconds if is_idle else ANSWER_SECONDS)
         deadline = time.monotonic() + bound
         try:
             return super().wait(gen, interval, bound)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.database import Transaction
-from core.tables import Event, Job
+from core.tables import Job
 
 
 def write_event(
@@ -18,13 +18,13 @@ def write_event(
 ) -> None:
     """Add the job's next event. The caller holds the job's row (SELECT … FOR UPDATE) in this transaction."""
     job.event_counter += 1
-    tx.session.add(
-        Event(
-            job_id=job.id,
-            id=job.event_counter,
-            type=type_,
-            stage=stage,
-            message=message,
-            data=dict(data or {}),
-        )
+    tx.events.append(
+        {
+            "job_id": job.id,
+            "id": job.event_counter,
+            "type": type_,
+            "stage": stage,
+            "message": message,
+            "data": dict(data or {}),
+        }
     )

@@ -15,9 +15,10 @@ from core.database import Transaction
 from core.errors import FenceOver, ForbiddenTransition
 from core.ids import new_id
 from core.logs import bound_request
+from core.queue_statements import ENQUEUE
 from core.settings import settings
 from core.states import LIVE, TRANSITIONS, RunState
-from core.tables import Artifact, Job, Metric, Run
+from core.tables import Artifact, Metric, Run
 from core.work_items import ClaimedRun, NewArtifact, NewRun
 
 POISON_CRASHES = 3
@@ -30,30 +31,19 @@ def enqueue(tx: Transaction, new: NewRun) -> str | None:
 
     Starts from the key's newest recorded checkpoint, whichever attempt left it.
     """
-    checkpoint = None
-    if new.key is not None:
-        checkpoint = tx.session.scalar(
-            select(Run.checkpoint)
-            .where(Run.owner == new.owner, Run.key == new.key, Run.checkpoint.is_not(None))
-            .order_by(Run.id.desc())
-            .limit(1)
-            # Until this run's row is there to be found by who drops the checkpoint: core/retention.py.
-            .with_for_update(read=True, key_share=True)
-        )
-    # That of the job that wants the run, whoever advances it; else the one being answered.
-    of_job = select(Job.request_id).where(Job.id == new.job_id).scalar_subquery()
     values: dict[str, Any] = {
         **vars(new),
         "id": new.id or new_id("run"),
         "config": dict(new.config),
         "inputs": {role: [dict(i) for i in inputs] for role, inputs in new.inputs.items()},
-        "checkpoint": checkpoint,
-        "request_id": bound_request() if new.job_id is None else of_job,
+        "of_job": new.job_id,
+        "of_owner": new.owner,
+        "of_key": new.key,
+        "asked_age": new.age,
+        "answering": bound_request() if new.job_id is None else None,
     }
-    if new.age is None:
-        del values["age"]
-    statement = upsert(Run).values(values).on_conflict_do_nothing().returning(Run.id)
-    run_id = tx.session.scalar(statement)
+    del values["age"]
+    run_id: str | None = tx.session.connection().execute(ENQUEUE, values).scalar()
     if run_id is not None:
         tx.to_ring.append(new.slot)
     return run_id

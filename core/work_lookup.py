@@ -1,5 +1,6 @@
 """How a job finds the work of one stage: a live artifact, a live run of the same key, or a run of its own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -8,20 +9,33 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from core import queue
 from core.database import Transaction
 from core.errors import NotFound
+from core.known_work import KnownWork
 from core.states import LIVE
 from core.tables import Artifact, ArtifactReference, BaseModelRow, Dataset, Job, JobInput, Run, StageRow
 from core.work_items import NewRun
 
 
-def find_run(tx: Transaction, job: Job, stage: StageRow, stages: list[StageRow], new_id: str) -> str | None:
+def find_run(
+    tx: Transaction,
+    job: Job,
+    stage: StageRow,
+    stages: Sequence[StageRow],
+    new_id: str,
+    known: KnownWork | None = None,
+) -> str | None:
     """The run to wait for, a live one of the stage's key or a new one; None where it has artifacts by now.
 
     The caller has looked for artifacts in this transaction, and found none.
     """
+    untouched = known is not None and stage.key in known.untouched
+    if known is not None:
+        # True once: whatever comes of the INSERT, the key is looked up from now on.
+        known.untouched.discard(stage.key)
     while True:
-        live = _join_live_run(tx, job, stage.key)
+        live = None if untouched else _join_live_run(tx, job, stage.key)
         if live is not None:
             return live
+        untouched = False
         run_id = queue.enqueue(tx, _new_run(tx, job, stage, stages, new_id))
         if run_id is not None:
             break
@@ -42,11 +56,16 @@ def current_artifacts(tx: Transaction, owner: str, key: str) -> dict[str, Artifa
     return {artifact.output: artifact for artifact in tx.session.scalars(statement)}
 
 
-def hold_artifacts(tx: Transaction, job: Job, stage: StageRow) -> dict[str, Artifact]:
-    """The stage's artifacts, with a reference to each recorded for the job."""
-    artifacts = current_artifacts(tx, job.owner, stage.key)
+def hold_artifacts(
+    tx: Transaction, job: Job, stage: StageRow, known: KnownWork | None = None
+) -> dict[str, Artifact]:
+    """The stage's artifacts, with a reference to each recorded for the job: by `known`, where it is given."""
+    held = known.artifacts.get(stage.key) if known is not None else None
+    artifacts = current_artifacts(tx, job.owner, stage.key) if held is None else held
     rows = [{"artifact_id": a.id, "job_id": job.id, "stage_name": stage.name} for a in artifacts.values()]
-    if rows:
+    if known is not None:
+        known.references += rows
+    elif rows:
         tx.session.execute(upsert(ArtifactReference).values(rows).on_conflict_do_nothing())
     return artifacts
 
@@ -99,7 +118,7 @@ def _join_live_run(tx: Transaction, job: Job, key: str) -> str | None:
     return run_id
 
 
-def _new_run(tx: Transaction, job: Job, stage: StageRow, stages: list[StageRow], new_id: str) -> NewRun:
+def _new_run(tx: Transaction, job: Job, stage: StageRow, stages: Sequence[StageRow], new_id: str) -> NewRun:
     by_name = {s.name: s for s in stages}
     inputs = {
         role: [_resolve(tx, job, by_name, source) for source in sources]

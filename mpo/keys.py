@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from mpo.training_config import StageConfig
@@ -27,29 +29,46 @@ def _digest(value: object) -> str:
 
 def result_config(config: StageConfig) -> dict[str, Any]:
     """The configuration without the fields that cannot change a result."""
-    neutral = {
+    return config.model_dump(mode="json", exclude=_neutral(type(config)) | config.unread)
+
+
+@cache
+def _neutral(kind: type[StageConfig]) -> set[str]:
+    return {
         name
-        for name, field in type(config).model_fields.items()
+        for name, field in kind.model_fields.items()
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("neutral")
     }
-    return config.model_dump(mode="json", exclude=neutral | config.unread)
 
 
-def stage_key(config: StageConfig, inputs: Mapping[str, InputKey | Sequence[InputKey]], seed: int) -> str:
+@dataclass(frozen=True)
+class KeyParts:
+    """Of what is hashed, that which neither inputs nor seed change: canonical JSON around their places."""
+
+    before_inputs: bytes
+    before_seed: bytes
+
+
+def key_parts(config: StageConfig) -> KeyParts:
+    """Spelt once for all keys of one configuration; members in the order that canonical JSON wants."""
+    resolved = result_config(config)
+    kind, revision = canonical_json(resolved["kind"]), canonical_json(config.revision)
+    return KeyParts(
+        b'{"config":' + canonical_json(resolved) + b',"inputs":',
+        b',"kind":' + kind + b',"revision":' + revision + b',"seed":',
+    )
+
+
+def stage_key(
+    config: StageConfig | KeyParts, inputs: Mapping[str, InputKey | Sequence[InputKey]], seed: int
+) -> str:
     """SHA-256, in hex, of everything that a stage's result depends on.
 
     inputs: role -> (key, output), or a list of them where the role takes several, in order.
     """
-    resolved = result_config(config)
-    return _digest(
-        {
-            "kind": resolved["kind"],
-            "revision": config.revision,
-            "config": resolved,
-            "inputs": inputs,
-            "seed": seed,
-        }
-    )
+    parts = config if isinstance(config, KeyParts) else key_parts(config)
+    text = (parts.before_inputs, canonical_json(inputs), parts.before_seed, canonical_json(seed), b"}")
+    return hashlib.sha256(b"".join(text)).hexdigest()
 
 
 def dataset_key(sha256: str, kind: str, max_bad_rows: int) -> str:

@@ -8,7 +8,7 @@ from mpo.config import ScoreStage
 from mpo.evaluation_plan import settled_evaluations
 from mpo.explicit_stages import Leaf, expand_stages, named_leaf
 from mpo.job_spec import JobSpec, Preset
-from mpo.keys import InputKey, result_config, stage_key
+from mpo.keys import InputKey, KeyParts, result_config, stage_key
 from mpo.lengths import LengthsExceedContext, resolve_lengths
 from mpo.presets import expand_preset
 from mpo.roles import Thing, WrongInput, check_inputs
@@ -106,13 +106,16 @@ def plan_keys(
     stages: Iterable[PlannedStage],
     leaves: Mapping[Source, InputKey],
     standing: Mapping[str, str] | None = None,
+    parts: Mapping[str, KeyParts] | None = None,
 ) -> dict[str, str]:
     """Key of every stage by name. leaves: dataset and model sources -> (leaf key, output name).
 
     stages come in an order in which each follows its inputs, as `expand` gives them. standing: keys of stages
     that already have one and keep it, so that a plan that is changed half way re-keys only what changes.
+    parts: `key_parts` of configurations by stage, where they are at hand.
     """
     keys: dict[str, str] = dict(standing or {})
+    known = parts or {}
 
     def input_key(source: Source) -> InputKey:
         return (keys[source.name], source.output) if source.kind == "stage" else leaves[source]
@@ -124,7 +127,7 @@ def plan_keys(
             role: [input_key(s) for s in sources] if len(sources) > 1 else input_key(sources[0])
             for role, sources in stage.inputs.items()
         }
-        keys[stage.name] = stage_key(stage.config, inputs, stage.seed)
+        keys[stage.name] = stage_key(known.get(stage.name, stage.config), inputs, stage.seed)
     return keys
 
 

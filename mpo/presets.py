@@ -1,6 +1,7 @@
 """What each preset method expands to: its stages, with named inputs. Torch-free."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from mpo.config import (
     DPOStage,
@@ -19,6 +20,8 @@ Adaptable = SFTStage | RewardModelStage | DPOStage | PPOStage
 HELD_OUT_FOLDS = 2
 SEEDS = 2**31
 """Seeds are below this."""
+JUDGE = "judge"
+"""The stage whose seed is not the job's but the next: an independent reward model."""
 
 
 def expand_preset(spec: JobSpec, method: Preset, *, model: str, dataset: str) -> list[PlannedStage]:
@@ -36,6 +39,15 @@ def expand_preset(spec: JobSpec, method: Preset, *, model: str, dataset: str) ->
         case PPOMethod():
             _expand_ppo(expansion, method)
     return expansion.stages
+
+
+def reseeded(stages: Iterable[PlannedStage], seed: int) -> list[PlannedStage]:
+    """The stages of a preset as they would be of a job with this seed: nothing else of them depends on it."""
+    return [replace(stage, seed=_next_seed(seed) if stage.name == JUDGE else seed) for stage in stages]
+
+
+def _next_seed(seed: int) -> int:
+    return (seed + 1) % SEEDS
 
 
 class Expansion:
@@ -88,7 +100,7 @@ class Expansion:
         if config is None:
             return
         start = models[0] if judge.backbone == "sft" else self.model
-        trained = self.reward_model("judge", judge, start, (self._seed + 1) % SEEDS)
+        trained = self.reward_model(JUDGE, judge, start, _next_seed(self._seed))
         scored_by = [reward_model] if reward_model else []
         self.add(
             "evaluate",

@@ -1,19 +1,18 @@
 """Making a job: from a spec to rows, and to the first runs."""
 
-from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from app.jobs.planning import EXPLICIT, Plan, plan_spec, resolved_method, rows_of_plan
-from app.jobs.schemas import CreateJob
-from core.advance import advance_job
+from app.jobs.insertion import FRESH_JOB, FRESH_STAGE, insert_job, insert_stages
+from app.jobs.planning import EXPLICIT, Plan, plan_spec
+from app.jobs.room import rooms
+from app.jobs.schemas import CreateJob, JobView
+from app.jobs.views import job_view
+from core.advance import start_job
 from core.database import Transaction
-from core.errors import ServiceError
 from core.events import write_event
 from core.ids import new_id
-from core.settings import settings
-from core.states import FINISHED_JOB
-from core.tables import ArtifactReference, Job, JobInput
-from mpo.plan import plan_warnings
+from core.logs import bound_request
+from core.tables import ArtifactReference, Job, StageRow
 
 JOB_ITSELF = ""
 """Stage name of a reference that the whole job holds: to the trained models that it reads."""
@@ -22,40 +21,21 @@ JOB_ITSELF = ""
 LEAF_KINDS = ("model", "dataset")
 
 
-class TooManyOpenJobs(ServiceError):
-    """As many jobs are unfinished as this key may have: wait for one to end, or cancel one."""
-
-    code, status, title = "too_many_open_jobs", 429, "Too many open jobs"
-    retryable = True
-    retry_after_seconds = 30
-
-
-def create_job(tx: Transaction, owner: str, spec: CreateJob) -> Job:
+def create_job(tx: Transaction, owner: str, spec: CreateJob) -> JobView:
     """Insert a job with its stages and start what is ready; raises what refuses it."""
-    _leave_room(tx, owner)
+    rooms().enter(tx, owner)
     plan = plan_spec(tx, owner, spec)
-    job = _job_row(owner, spec, plan)
-    tx.session.add(job)
-    tx.session.flush()
-    tx.session.add_all(rows_of_plan(job.id, plan.stages, plan.keys))
-    tx.session.add_all(_inputs(job, plan))
-    tx.session.flush()
-    _refer_to_models(tx, job, plan)
+    job, stages = _job_row(owner, spec, plan), _stage_rows(plan)
     write_event(tx, job, "job.created", "The job has been created")
-    for stage, warnings in plan_warnings(plan.stages).items():
+    for stage, warnings in plan.blueprint.warnings.items():
         for warning in warnings:
             write_event(tx, job, "stage.warning", warning, stage=stage)
-    # advance_job reads the job's row anew: what is pending must be in it by then.
-    tx.session.flush()
-    advance_job(tx, job.id)
-    return job
-
-
-def _leave_room(tx: Transaction, owner: str) -> None:
-    is_open = Job.owner == owner, Job.status.not_in(FINISHED_JOB)
-    open_jobs = tx.session.scalar(select(func.count()).select_from(Job).where(*is_open)) or 0
-    if open_jobs >= settings().max_open_jobs:
-        raise TooManyOpenJobs(open_jobs=open_jobs, limit=settings().max_open_jobs)
+    insert_job(tx, job, _inputs(plan))
+    _refer_to_models(tx, job, plan)
+    datasets = {dataset.id: dataset.status for dataset in plan.leaves.datasets.values()}
+    runs = start_job(tx, job, stages, datasets)
+    insert_stages(tx, job, stages, plan.blueprint.written)
+    return job_view(tx.session, job, stages, runs)
 
 
 def _job_row(owner: str, spec: CreateJob, plan: Plan) -> Job:
@@ -65,7 +45,7 @@ def _job_row(owner: str, spec: CreateJob, plan: Plan) -> Job:
         owner=owner,
         name=spec.name,
         method_type=spec.method.type if spec.method else EXPLICIT,
-        method=resolved_method(spec, plan.stages),
+        method=plan.blueprint.method,
         spec=spec.model_dump(mode="json"),
         model=spec.model or first["model"],
         dataset_id=spec.dataset or first["dataset"],
@@ -74,16 +54,22 @@ def _job_row(owner: str, spec: CreateJob, plan: Plan) -> Job:
         priority=spec.priority,
         labels=spec.labels,
         pause_after=spec.pause_after,
-        event_counter=0,
+        request_id=bound_request(),
+        **FRESH_JOB,
     )
 
 
-def _inputs(job: Job, plan: Plan) -> list[JobInput]:
-    trained = {source: artifact.id for source, artifact in plan.leaves.artifacts.items()}
+def _stage_rows(plan: Plan) -> list[StageRow]:
+    columns = plan.blueprint.columns
     return [
-        JobInput(job_id=job.id, kind=s.kind, name=s.name, artifact_id=trained.get(s))
-        for s in plan.leaves.keys
+        StageRow(seed=stage.seed, key=plan.keys[stage.name], **columns[stage.name], **FRESH_STAGE)
+        for stage in plan.stages
     ]
+
+
+def _inputs(plan: Plan) -> list[tuple[str, str, str | None]]:
+    trained = {source: artifact.id for source, artifact in plan.leaves.artifacts.items()}
+    return [(source.kind, source.name, trained.get(source)) for source in plan.leaves.keys]
 
 
 def _refer_to_models(tx: Transaction, job: Job, plan: Plan) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from app.jobs.blueprints import Blueprint, Draft, Kept, asked_by, blueprint_of, columns_of, facts_of
 from app.jobs.leaves import Leaves, Loc, find_leaves, refuse_unusable
 from app.jobs.prompt_groups import refuse_too_few_prompts
 from app.jobs.schemas import CreateJob
@@ -17,15 +18,19 @@ from core.tables import StageRow
 from mpo.config import Stage
 from mpo.errors import InvalidSpec
 from mpo.explicit_stages import named_leaf
-from mpo.plan import PlannedStage, Source, check_plan, expand, plan_keys, ranks, resolve
-from mpo.roles import MADE, ROLES
-from mpo.stage_graph import lineages
+from mpo.plan import PlannedStage, Source, check_plan, expand, plan_keys, resolve
+from mpo.presets import reseeded
+from mpo.roles import ROLES
 
 EXPLICIT = "stages"
 """Type of a method that is written out as stages."""
 
 _STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+
+
+_drafts: Kept[Draft] = Kept()
+_blueprints: Kept[Blueprint] = Kept()
 
 
 @dataclass(frozen=True)
@@ -35,22 +40,35 @@ class Plan:
     stages: list[PlannedStage]
     keys: dict[str, str]
     leaves: Leaves
+    blueprint: Blueprint
 
 
 def plan_spec(tx: Transaction, owner: str, spec: CreateJob) -> Plan:
     """The plan of a spec, its datasets and models held; raises what refuses it, naming the field."""
+    asked = asked_by(spec)
     try:
-        stages = expand(spec, model=spec.model, dataset=spec.dataset, leaf=_service_leaf)
-        _check_names(spec, stages)
-        leaves = find_leaves(tx, owner, _named(spec, stages))
-        check_plan(spec, stages, leaves.things)
-        refuse_unusable(leaves, stages, {stage.name: _model_loc(spec, stage) for stage in stages})
-        refuse_too_few_prompts(leaves, stages, partial(_field_loc, spec))
-        contexts = leaves.contexts()
-        stages = resolve(spec, stages, min(contexts.values(), default=0), contexts)
+        draft = _drafts.get(asked, lambda: _draft(spec))
+        leaves = find_leaves(tx, owner, draft.named)
+        known = _blueprints.get((asked, facts_of(leaves)), lambda: _blueprint(spec, draft, leaves))
     except InvalidSpec as error:
         raise Unprocessable(error.detail, loc=_in_body(error)) from error
-    return Plan(stages, plan_keys(stages, leaves.keys), leaves)
+    stages = known.stages if spec.method is None else reseeded(known.stages, spec.seed)
+    return Plan(stages, plan_keys(stages, leaves.keys, parts=known.parts), leaves, known)
+
+
+def _draft(spec: CreateJob) -> Draft:
+    stages = expand(spec, model=spec.model, dataset=spec.dataset, leaf=_service_leaf)
+    _check_names(spec, stages)
+    return Draft(stages, _named(spec, stages))
+
+
+def _blueprint(spec: CreateJob, draft: Draft, leaves: Leaves) -> Blueprint:
+    check_plan(spec, draft.stages, leaves.things)
+    refuse_unusable(leaves, draft.stages, {stage.name: _model_loc(spec, stage) for stage in draft.stages})
+    refuse_too_few_prompts(leaves, draft.stages, partial(_field_loc, spec))
+    contexts = leaves.contexts()
+    stages = resolve(spec, draft.stages, min(contexts.values(), default=0), contexts)
+    return blueprint_of(stages, resolved_method(spec, stages))
 
 
 def resolved_method(spec: CreateJob, stages: Iterable[PlannedStage]) -> dict[str, Any]:
@@ -64,22 +82,10 @@ def resolved_method(spec: CreateJob, stages: Iterable[PlannedStage]) -> dict[str
 
 def rows_of_plan(job_id: str, stages: Sequence[PlannedStage], keys: Mapping[str, str]) -> list[StageRow]:
     """Planned stages as the database keeps them."""
-    rank, lineage = ranks(stages), lineages(stages)
+    columns = columns_of(stages)
     return [
-        StageRow(
-            job_id=job_id,
-            name=stage.name,
-            position=position,
-            rank=rank[stage.name],
-            kind=stage.kind,
-            slot=stage.config.slot,
-            config=stage.config.model_dump(mode="json"),
-            inputs={role: [vars(source) for source in sources] for role, sources in stage.inputs.items()},
-            seed=stage.seed,
-            key=keys[stage.name],
-            base=_base(stage, lineage[stage.name].start),
-        )
-        for position, stage in enumerate(stages)
+        StageRow(job_id=job_id, seed=stage.seed, key=keys[stage.name], **columns[stage.name])
+        for stage in stages
     ]
 
 
@@ -104,10 +110,6 @@ def written_inputs(kind: str, inputs: Mapping[str, Sequence[Source]]) -> dict[st
         role: [str(source) for source in sources] if ROLES[kind][role].several else str(sources[0])
         for role, sources in inputs.items()
     }
-
-
-def _base(stage: PlannedStage, start: Source | None) -> str | None:
-    return start.name if start is not None and "model" in MADE.get(stage.kind, {}) else None
 
 
 def _service_leaf(name: str) -> Source | None:

@@ -66,7 +66,7 @@ async def create_job(
 
     def make(tx: Transaction) -> Made:
         job = creation.create_job(tx, caller.owner, spec)
-        return Made(job_view(tx.session, job), 202, f"/v1/jobs/{job.id}")
+        return Made(job, 202, f"/v1/jobs/{job.id}")
 
     return await once.answer(caller.owner, make)
 

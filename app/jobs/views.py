@@ -1,9 +1,9 @@
 """Jobs as the wire shows them, from their rows; a page of jobs takes as many statements as one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import and_, func, or_, select, tuple_
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import ARRAY, String, bindparam, select, text
+from sqlalchemy.orm import Session, defer
 
 from app.jobs.planning import sources_of, written_inputs
 from app.jobs.progress import job_progress, stage_progress
@@ -11,20 +11,67 @@ from app.jobs.schemas import JobError, JobView, Pause, StageError, StageProgress
 from core.states import JobState, RunState, StageState
 from core.tables import Job, Run, StageRow
 
+FARTHEST_COUNTED = 1000
+"""Runs before a queued one that are counted for its place."""
 
-def job_view(session: Session, job: Job) -> JobView:
-    """One job."""
-    return job_views(session, [job])[0]
+# Built once: an answer spends more time on making a statement than on sending it.
+_STAGES = (
+    select(StageRow)
+    .where(StageRow.job_id == bindparam("jobs", type_=ARRAY(String)).any_())
+    .order_by(StageRow.position)
+)
+_RUNS = (
+    select(Run)
+    .where(Run.id == bindparam("ids", type_=ARRAY(String)).any_())
+    # Long, and shown by no view of a job.
+    .options(defer(Run.log), defer(Run.config), defer(Run.inputs))
+)
+# Two branches, each a range of the queue's index, which counts no farther than it must.
+_POSITIONS = text("""
+SELECT run.id, (
+    SELECT count(*) FROM (
+        (SELECT 1 FROM runs AS earlier WHERE earlier.state = 'queued' AND earlier.slot = run.slot
+         AND earlier.priority > run.priority LIMIT :farthest)
+        UNION ALL
+        (SELECT 1 FROM runs AS earlier WHERE earlier.state = 'queued' AND earlier.slot = run.slot
+         AND earlier.priority = run.priority
+         AND (earlier.age, earlier.rank, earlier.id) < (run.age, run.rank, run.id) LIMIT :farthest)
+    ) AS counted
+) FROM runs AS run WHERE run.id = ANY(:ids) AND run.state = 'queued'
+""")
+
+
+def job_view(
+    session: Session,
+    job: Job,
+    stages: list[StageRow] | None = None,
+    runs: Mapping[str, Run] | None = None,
+) -> JobView:
+    """One job. stages, runs: its rows and those of their runs, where they are at hand."""
+    by_job = {job.id: stages} if stages is not None else _stages_of([job], session)
+    return _views(session, [job], by_job, runs)[0]
 
 
 def job_views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
     """Several jobs, in the given order."""
+    return _views(session, jobs, _stages_of(jobs, session))
+
+
+def _stages_of(jobs: Sequence[Job], session: Session) -> dict[str, list[StageRow]]:
     by_job: dict[str, list[StageRow]] = {job.id: [] for job in jobs}
-    statement = select(StageRow).where(StageRow.job_id.in_(by_job)).order_by(StageRow.position)
-    for stage in session.scalars(statement):
+    for stage in session.scalars(_STAGES, {"jobs": list(by_job)}):
         by_job[stage.job_id].append(stage)
-    run_ids = {s.run_id for stages in by_job.values() for s in stages if s.run_id is not None}
-    runs = {run.id: run for run in session.scalars(select(Run).where(Run.id.in_(run_ids)))}
+    return by_job
+
+
+def _views(
+    session: Session,
+    jobs: Sequence[Job],
+    by_job: Mapping[str, list[StageRow]],
+    runs: Mapping[str, Run] | None = None,
+) -> list[JobView]:
+    if runs is None:
+        runs = _runs_of(session, by_job)
     first_queued = {job.id: _first_queued(by_job[job.id], runs) for job in jobs}
     positions = queue_positions(session, [run.id for run in first_queued.values() if run is not None])
     return [
@@ -33,38 +80,30 @@ def job_views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
     ]
 
 
+def _runs_of(session: Session, by_job: Mapping[str, list[StageRow]]) -> dict[str, Run]:
+    run_ids = sorted({s.run_id for stages in by_job.values() for s in stages if s.run_id is not None})
+    return {run.id: run for run in session.scalars(_RUNS, {"ids": run_ids})} if run_ids else {}
+
+
 def queue_positions(session: Session, run_ids: Sequence[str]) -> dict[str, int]:
-    """Place, from 1, of each queued run among the queued runs of its slot class, in the order of claims."""
+    """Place, from 1, of each queued run among the queued runs of its slot class, in the order of claims.
+
+    None is given where more than `FARTHEST_COUNTED` come first: counting a long queue would take longer than
+    everything else that an answer does.
+    """
     if not run_ids:
         return {}
-    other = aliased(Run)
-    before = (
-        select(func.count())
-        .where(
-            other.state == RunState.QUEUED,
-            other.slot == Run.slot,
-            or_(
-                other.priority > Run.priority,
-                and_(
-                    other.priority == Run.priority,
-                    tuple_(other.age, other.rank, other.id) < tuple_(Run.age, Run.rank, Run.id),
-                ),
-            ),
-        )
-        .correlate(Run)
-        .scalar_subquery()
-    )
-    statement = select(Run.id, before).where(Run.id.in_(run_ids), Run.state == RunState.QUEUED)
-    return {run_id: count + 1 for run_id, count in session.execute(statement)}
+    found = session.connection().execute(_POSITIONS, {"ids": list(run_ids), "farthest": FARTHEST_COUNTED})
+    return {run_id: before + 1 for run_id, before in found if before < FARTHEST_COUNTED}
 
 
-def _first_queued(stages: Sequence[StageRow], runs: dict[str, Run]) -> Run | None:
-    queued = [runs[s.run_id] for s in stages if s.run_id in runs and s.status == StageState.QUEUED]
-    queued = [run for run in queued if run.state == RunState.QUEUED]
+def _first_queued(stages: Sequence[StageRow], runs: Mapping[str, Run]) -> Run | None:
+    waited = [runs.get(s.run_id or "") for s in stages if s.status == StageState.QUEUED]
+    queued = [run for run in waited if run is not None and run.state == RunState.QUEUED]
     return min(queued, key=lambda run: (-run.priority, run.age, run.rank, run.id), default=None)
 
 
-def _view(job: Job, stages: list[StageRow], runs: dict[str, Run], position: int | None) -> JobView:
+def _view(job: Job, stages: list[StageRow], runs: Mapping[str, Run], position: int | None) -> JobView:
     of_stage = {stage.name: runs.get(stage.run_id) if stage.run_id else None for stage in stages}
     progress = [(stage, stage_progress(stage, of_stage[stage.name])) for stage in stages]
     return JobView(

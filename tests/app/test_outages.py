@@ -40,6 +40,7 @@ def proxy(servers: Any, database_url: str, settings_env: pytest.MonkeyPatch) -> 
     url = make_url(database_url).set(host="127.0.0.1", port=made.port, query={})
     settings_env.setenv("MPO_DATABASE_URL", url.render_as_string(hide_password=False))
     settings_env.setattr(connections, "IDLE_ANSWER_SECONDS", 0.5)
+    settings_env.setattr(connections, "READ_SECONDS", 0.5)
     settings_env.setattr(connections, "ANSWER_SECONDS", 1.0)
     settings_env.setattr(connections, "CONNECT_TIMEOUT_SECONDS", 2)
     _forget()

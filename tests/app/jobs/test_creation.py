@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.jobs import creation
+from app.jobs import room
 from mpo.records import PreferencePair
 from tests.app.conftest import CreateJob
 from tests.app.jobs.factories import make_dataset, make_model, pairs, publish, work_until
@@ -137,8 +137,8 @@ def test_messages_need_a_chat_template(client: TestClient, spec: dict[str, Any],
 def test_too_many_open_jobs_are_told_when_to_come_back(
     client: TestClient, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limited = creation.settings().model_copy(update={"max_open_jobs": 1})
-    monkeypatch.setattr(creation, "settings", lambda: limited)
+    limited = room.settings().model_copy(update={"max_open_jobs": 1})
+    monkeypatch.setattr(room, "settings", lambda: limited)
     assert client.post("/v1/jobs", json=spec).status_code == 202
     response = client.post("/v1/jobs", json=spec)
     assert (response.status_code, response.json()["code"]) == (429, "too_many_open_jobs")

@@ -1,0 +1,37 @@
+"""A key's text is put together from parts: it must be the canonical JSON of the whole."""
+
+import hashlib
+
+import pytest
+
+from mpo.job_spec import JobSpec
+from mpo.keys import canonical_json, result_config, stage_key
+from mpo.plan import expand
+from mpo.presets import SEEDS, reseeded
+
+PRESETS = ("mpo", "sft", "reward_model", "dpo", "ppo")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_key_is_the_digest_of_one_canonical_object(preset: str) -> None:
+    inputs = {"data": ("k" * 64, "easy"), "models": [("m" * 64, "model"), ("n" * 64, "ünïcode")]}
+    for stage in expand(_spec(preset, 7), model="tiny", dataset="ds_1"):
+        whole = {
+            "kind": stage.kind,
+            "revision": stage.config.revision,
+            "config": result_config(stage.config),
+            "inputs": inputs,
+            "seed": 7,
+        }
+        assert stage_key(stage.config, inputs, 7) == hashlib.sha256(canonical_json(whole)).hexdigest()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("seed", [0, 1, SEEDS - 1])
+def test_only_the_seeds_of_a_preset_s_stages_depend_on_the_job_s(preset: str, seed: int) -> None:
+    template = expand(_spec(preset, 3), model="tiny", dataset="ds_1")
+    assert reseeded(template, seed) == expand(_spec(preset, seed), model="tiny", dataset="ds_1")
+
+
+def _spec(preset: str, seed: int) -> JobSpec:
+    return JobSpec.model_validate({"method": {"type": preset}, "seed": seed})
