@@ -1,38 +1,32 @@
-"""Uploaded files: JSON Lines, plain or gzip, to canonical Parquet. Torch-free.
+"""Uploaded files of every accepted kind to canonical Parquet. Torch-free.
 
-Everything is streamed: memory depends on the longest accepted line, not on the file.
+Everything is streamed: memory depends on the longest accepted row, not on the file, but for eight bytes a row
+that tell repetitions and, where ids were uploaded, eight more.
 """
 
-import gzip
-import json
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NoReturn, cast
+from typing import IO, BinaryIO
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mpo.dataset_report import CONTENT_COLUMNS, DatasetReport, ReportBuilder
-from mpo.dataset_rows import CanonicalRow, DatasetKind, canonical_row
+from mpo.dataset_blocks import SCHEMAS, Block, blocks_of
+from mpo.dataset_containers import Progress, Unreadable, Upload, is_gzip, open_upload
+from mpo.dataset_csv import rows_of_csv
+from mpo.dataset_ids import Ids
+from mpo.dataset_json_array import rows_of_array
+from mpo.dataset_lines import blocks_of_lines
+from mpo.dataset_parquet import blocks_of_parquet
+from mpo.dataset_report import DatasetReport, ReportBuilder
+from mpo.dataset_rows import DatasetKind
 from mpo.errors import BadRow, InvalidDataset
-from mpo.records import PAIR_SCHEMA, PROMPT_SCHEMA, TEXT_SCHEMA, dump_content, parquet_writer
+from mpo.records import parquet_writer
 
-CHUNK_BYTES = 2**20
-MAX_LINE_BYTES = 2**24
-MAX_UNPACKED_BYTES = 2**37
-"""A gzip file that unpacks to more than this is not read to its end."""
 STOP_AFTER_BAD_ROWS = 10_000
 """Beyond this (and beyond what the dataset allows) no further row is looked at."""
-GROUP_ROWS, GROUP_BYTES = 8192, 2**23
-"""A row group is written when it holds this many rows or bytes of uploaded lines."""
-
-GZIP_MAGIC, BOM, PARQUET_MAGIC = b"\x1f\x8b", b"\xef\xbb\xbf", b"PAR1"
-SCHEMAS = {"preference": PAIR_SCHEMA, "prompts": PROMPT_SCHEMA, "text": TEXT_SCHEMA}
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes of the file that have been read, and the file's size."""
+MAX_PACKED_PARQUET_BYTES = 2**33
+"""Parquet within gzip is unpacked to the disk, as it is read from its end."""
 
 
 def validate_file(
@@ -46,37 +40,93 @@ def validate_file(
 ) -> DatasetReport:
     """Writes the canonical rows of an uploaded file to `target` and reports on them.
 
-    The bytes decide over media_type, which may be wrong. A row's id is the uploaded one, else its number from
-    0, refused rows counted. Raises InvalidDataset, with the report as the fact `report`, where more than
-    max_bad_rows rows are bad or none is good, or where the file is not JSON Lines, plain or gzip.
+    Accepted are JSON Lines, a JSON array of rows, CSV and Parquet, each also gzip. The bytes decide which
+    it is, whatever media_type says. A row's id is the uploaded one, else its number from 0, refused rows
+    counted. Raises InvalidDataset, with the report as the fact `report`, where more than max_bad_rows rows
+    are bad or none is good, or where the file cannot be read to its end.
     """
-    with source.open("rb") as file:
-        magic = file.read(len(PARQUET_MAGIC))
-        file.seek(0)
-        is_gzip = magic.startswith(GZIP_MAGIC)
-        builder = ReportBuilder(kind, "jsonl.gz" if is_gzip else "jsonl")
-        if magic == PARQUET_MAGIC:
-            raise _invalid("This is a Parquet file; accepted is JSON Lines, plain or gzip.", builder)
-        chunks = _chunks(file, source.stat().st_size, builder, on_progress)
-        try:
-            with parquet_writer(target, SCHEMAS[kind]) as writer:
-                _convert(_lines(chunks), _Group(builder, writer), max_bad_rows)
-            _judge(builder, max_bad_rows)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            target.unlink()
-            builder.complete = False
-            what = "is cut off: its end is missing" if isinstance(error, EOFError) else "is damaged"
-            raise _invalid(f"The gzip file {what}.", builder) from error
-        except InvalidDataset:
-            target.unlink()
-            raise
+    builder = ReportBuilder(kind, "jsonl")
+    try:
+        with source.open("rb") as file, parquet_writer(target, SCHEMAS[kind]) as writer:
+            for block in _accepted(
+                _blocks(file, source, target.parent, builder, on_progress), builder, max_bad_rows
+            ):
+                _write(block, writer, builder)
+        _judge(builder, max_bad_rows)
+    except Unreadable as error:
+        target.unlink()
+        builder.complete = False
+        where = _place(builder, error.line, error.column) if error.line is not None else ""
+        if error.line is not None:
+            builder.refuse(BadRow(error.message, line=error.line, column=error.column))
+        raise _invalid(
+            f"{where[:1].upper()}{where[1:]}: {error.message}" if where else error.message, builder
+        ) from None
+    except InvalidDataset:
+        target.unlink()
+        raise
     return builder.report()
+
+
+def _blocks(
+    file: BinaryIO, source: Path, scratch: Path, builder: ReportBuilder, on_progress: Progress
+) -> Iterator[Block]:
+    size, packed = source.stat().st_size, is_gzip(file)
+    builder.format = "jsonl.gz" if packed else "jsonl"
+    upload = open_upload(file, size, on_progress)
+    builder.format = upload.container + (".gz" if packed else "")
+    if upload.container == "jsonl":
+        yield from blocks_of_lines(upload.chunks, size, builder.kind)
+    elif upload.container == "json":
+        yield from blocks_of(rows_of_array(upload.chunks, builder.kind), builder.kind)
+    elif upload.container == "csv":
+        yield from blocks_of(rows_of_csv(upload.chunks, builder.kind), builder.kind)
+    elif not packed:
+        yield from blocks_of_parquet(source, size, builder.kind, on_progress)
+    else:
+        with tempfile.TemporaryFile(dir=scratch) as unpacked:
+            _unpack(upload, unpacked)
+            yield from blocks_of_parquet(unpacked, size, builder.kind, on_progress)
+
+
+def _unpack(upload: Upload, target: IO[bytes]) -> None:
+    for chunk in upload.chunks:
+        target.write(chunk)
+        if target.tell() > MAX_PACKED_PARQUET_BYTES:
+            raise Unreadable(
+                f"The Parquet file in the gzip file has more than {MAX_PACKED_PARQUET_BYTES} bytes."
+            )
+    target.seek(0)
+
+
+def _accepted(blocks: Iterator[Block], builder: ReportBuilder, max_bad_rows: int) -> Iterator[Block]:
+    """The blocks, numbered and without refused rows, up to the row that is one too many."""
+    ids, allowed = Ids(), max(max_bad_rows, STOP_AFTER_BAD_ROWS)
+    for block in blocks:
+        numbered = ids.number(block)
+        excess = builder.bad_rows + len(numbered.bad) - allowed
+        if excess > 0:
+            last = numbered.bad[-excess][0]
+            numbered.bad = numbered.bad[: len(numbered.bad) - excess + 1]
+            numbered = numbered.keep(numbered.offsets < last)
+            builder.complete = False
+        for _, error in numbered.bad:
+            builder.refuse(error)
+        yield numbered
+        if excess > 0:
+            return
+
+
+def _write(block: Block, writer: pq.ParquetWriter, builder: ReportBuilder) -> None:
+    if block.table.num_rows:
+        writer.write_table(block.table)
+        builder.accept(block)
 
 
 def _judge(builder: ReportBuilder, max_bad_rows: int) -> None:
     if builder.bad_rows > max_bad_rows:
-        first = builder.report().bad[0]
-        where = f"line {first.line}" + (f", column {first.column}" if first.column is not None else "")
+        first = builder.first_bad
+        where = _place(builder, first.line, first.column)
         counted = f"{builder.bad_rows}{'' if builder.complete else ' or more'}"
         raise _invalid(
             f"{counted} bad row(s), {max_bad_rows} allowed. The first, {where}: {first.message}", builder
@@ -85,174 +135,10 @@ def _judge(builder: ReportBuilder, max_bad_rows: int) -> None:
         raise _invalid("The file holds no row that can be used.", builder)
 
 
+def _place(builder: ReportBuilder, line: int, column: int | None) -> str:
+    unit = "row" if builder.format.startswith("parquet") else "line"
+    return f"{unit} {line}" + (f", column {column}" if column is not None else "")
+
+
 def _invalid(detail: str, builder: ReportBuilder) -> InvalidDataset:
     return InvalidDataset(detail, report=builder.report())
-
-
-def _chunks(file: BinaryIO, size: int, builder: ReportBuilder, on_progress: Progress) -> Iterator[bytes]:
-    """The file's bytes, unpacked, without a byte order mark."""
-    unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if builder.format == "jsonl.gz" else file
-    chunk, total = unpacked.read(CHUNK_BYTES).removeprefix(BOM), 0
-    while chunk:
-        yield chunk
-        total += len(chunk)
-        if total > MAX_UNPACKED_BYTES:
-            builder.complete = False
-            raise _invalid(f"The file unpacks to more than {MAX_UNPACKED_BYTES} bytes.", builder)
-        on_progress(file.tell(), size)
-        chunk = unpacked.read(CHUNK_BYTES)
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """Lines that are not blank, with their numbers from 1; None for one above `MAX_LINE_BYTES`."""
-    number, rest, too_long = 0, b"", False
-    for chunk in chunks:
-        if not rest and chunk.isspace():
-            number += chunk.count(b"\n")
-            continue
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            number += 1
-            if too_long or len(line) > MAX_LINE_BYTES:
-                yield number, None
-                too_long = False
-            elif line and not line.isspace():
-                yield number, line
-        if len(rest) > MAX_LINE_BYTES:
-            # What follows of this line is not kept.
-            too_long, rest = True, b""
-    if too_long:
-        yield number + 1, None
-    elif rest.strip():
-        yield number + 1, rest
-
-
-def _convert(lines: Iterator[tuple[int, bytes | None]], group: "_Group", max_bad_rows: int) -> None:
-    ids, builder = _Ids(), group.builder
-    for row, (line, raw) in enumerate(lines):
-        try:
-            if raw is None:
-                raise BadRow(f"The line is longer than {MAX_LINE_BYTES} bytes.", line=line)
-            canonical = canonical_row(parse_line(raw, line), builder.kind, line)
-            group.add(canonical, ids.take(canonical.id, row, line), len(raw))
-        except BadRow as error:
-            builder.refuse(error)
-            if builder.bad_rows > max(max_bad_rows, STOP_AFTER_BAD_ROWS):
-                builder.complete = False
-                break
-    group.write()
-
-
-class _Constant(ValueError):
-    """NaN or an infinity, which Python would read and JSON does not have."""
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _Constant(name)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def parse_line(raw: bytes, line: int) -> dict[str, object]:
-    """The JSON object of a line; raises BadRow."""
-    try:
-        text = raw.decode()
-        value = _DECODER.decode(text)
-        # Only an escape can spell a NUL or half of a surrogate pair: elsewhere JSON and UTF-8 refuse them.
-        if "\\u" in text:
-            _refuse_unstorable(value, line)
-    except UnicodeDecodeError as error:
-        raise BadRow("The line is not UTF-8.", line=line, column=error.start + 1) from None
-    except json.JSONDecodeError as error:
-        raise BadRow(f"The line is not JSON: {error.msg}.", line=line, column=error.colno) from None
-    except _Constant as error:
-        raise BadRow(f"The line is not JSON: it holds {error}.", line=line) from None
-    except ValueError:
-        raise BadRow("The line holds a number of too many digits.", line=line) from None
-    except RecursionError:
-        raise BadRow("The line is nested too deep.", line=line) from None
-    if not isinstance(value, dict):
-        raise BadRow("A row must be a JSON object, one a line.", line=line)
-    return value
-
-
-def _refuse_unstorable(value: object, line: int) -> None:
-    for text in _strings(value):
-        if "\0" in text:
-            raise BadRow("A string holds a NUL character (U+0000).", line=line)
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise BadRow("A string holds half of a surrogate pair.", line=line) from None
-
-
-def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for element in value:
-            yield from _strings(element)
-    elif isinstance(value, dict):
-        yield from _strings([*value.keys(), *value.values()])
-
-
-class _Ids:
-    """Which ids are taken: uploaded ones, and the row numbers of rows that brought none."""
-
-    def __init__(self) -> None:
-        self._uploaded: set[str] = set()
-        self._numbered = bytearray()
-
-    def take(self, uploaded: str | None, row: int, line: int) -> str:
-        """The row's id; raises BadRow where another row has it."""
-        self._numbered.extend(bytes(row + 1 - len(self._numbered)))
-        id_ = str(row) if uploaded is None else uploaded
-        if id_ in self._uploaded or (uploaded is not None and self._is_number_of_a_row(id_)):
-            raise BadRow('The column "id" repeats that of an earlier row.', line=line)
-        if uploaded is None:
-            self._numbered[row] = True
-        else:
-            self._uploaded.add(id_)
-        return id_
-
-    def _is_number_of_a_row(self, id_: str) -> bool:
-        number = int(id_) if id_.isascii() and id_.isdecimal() and len(id_) < 16 else -1
-        return 0 <= number < len(self._numbered) and str(number) == id_ and bool(self._numbered[number])
-
-
-@dataclass
-class _Group:
-    """The row group that is being filled."""
-
-    builder: ReportBuilder
-    writer: pq.ParquetWriter
-    rows: list[CanonicalRow] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    bytes: int = 0
-
-    def add(self, row: CanonicalRow, id_: str, line_bytes: int) -> None:
-        """Takes a row; writes the group once it is full."""
-        self.rows.append(row)
-        self.ids.append(id_)
-        self.bytes += line_bytes
-        if len(self.rows) >= GROUP_ROWS or self.bytes >= GROUP_BYTES:
-            self.write()
-
-    def write(self) -> None:
-        """Writes what there is and starts anew."""
-        if not self.rows:
-            return
-        names = CONTENT_COLUMNS[self.builder.kind]
-        contents = [[dump_content(row.contents[n]) for row in self.rows] for n in range(len(names))]
-        columns: dict[str, list[object]] = {
-            "id": [*self.ids],
-            "form": ["text" if isinstance(row.contents[0], str) else "messages" for row in self.rows],
-            **{name: [*column] for name, column in zip(names, contents, strict=True)},
-            **{n: [getattr(r, n) for r in self.rows] for n in ("annotator", "margin", "weight", "source")},
-        }
-        schema = SCHEMAS[self.builder.kind]
-        arrays = [pa.array(columns[name], schema.field(name).type) for name in schema.names]
-        self.writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-        self.builder.accept(self.rows, contents)
-        self.rows, self.ids, self.bytes = [], [], 0

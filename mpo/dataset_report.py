@@ -1,31 +1,28 @@
 """What validation finds in an uploaded file. Torch-free."""
 
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow.compute as pc
 
-from mpo.dataset_rows import CanonicalRow, DatasetKind
+from mpo.dataset_blocks import CONTENT_COLUMNS, Block
+from mpo.dataset_rows import DatasetKind
 from mpo.errors import BadRow
-from mpo.records import Content
 
 REPORTED_BAD_ROWS = 100
 COUNTED_ANNOTATORS = 10_000
 REPORTED_ANNOTATORS = 100
+COUNTED_AT_ONCE = 2**20
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-
-CONTENT_COLUMNS: Mapping[DatasetKind, tuple[str, ...]] = {
-    "preference": ("prompt", "chosen", "rejected"),
-    "prompts": ("prompt",),
-    "text": ("text",),
-}
-"""The columns of `CanonicalRow.contents`."""
 
 
 @dataclass(frozen=True)
 class BadRowReport:
-    """One refused row: its line in the file, from 1, and the column in that line where JSON breaks off."""
+    """One refused row: its line in the file, from 1 (of Parquet, its row), and the column in that line where
+    it breaks off."""
 
     line: int
     column: int | None
@@ -65,7 +62,7 @@ class DatasetReport:
 
 @dataclass
 class ReportBuilder:
-    """Counts rows as they come, in memory that hardly grows: eight bytes a row and side."""
+    """Counts rows as they come, in memory that hardly grows: eight bytes a row."""
 
     kind: DatasetKind
     format: str
@@ -73,8 +70,7 @@ class ReportBuilder:
     bad_rows: int = 0
     complete: bool = True
     _bad: list[BadRowReport] = field(default_factory=list)
-    _hashes: list[np.ndarray] = field(default_factory=list)
-    _exchanged: list[np.ndarray] = field(default_factory=list)
+    _keys: "array[int]" = field(default_factory=lambda: array("Q"))
     _lengths: list[Counter[int]] = field(default_factory=list)
     _longer_chosen: float = 0.0
     _identical: int = 0
@@ -83,35 +79,34 @@ class ReportBuilder:
     def __post_init__(self) -> None:
         self._lengths = [Counter() for _ in CONTENT_COLUMNS[self.kind]]
 
+    @property
+    def first_bad(self) -> BadRowReport:
+        """The first refused row; there must be one."""
+        return self._bad[0]
+
     def refuse(self, error: BadRow) -> None:
         """Counts a row that was refused."""
         self.bad_rows += 1
         if len(self._bad) < REPORTED_BAD_ROWS:
             self._bad.append(BadRowReport(error.line, error.column, error.message))
 
-    def accept(self, rows: Sequence[CanonicalRow], columns: Sequence[Sequence[str]]) -> None:
-        """Counts accepted rows. columns: their contents as `dump_content` gives them, a sequence a column."""
-        self.rows += len(rows)
-        contents = zip(*(row.contents for row in rows), strict=True)
-        lengths = [[_length(content) for content in column] for column in contents]
-        for counter, column in zip(self._lengths, lengths, strict=True):
-            counter.update(column)
-        # Python's own string hash: fast, 64 bits, and only compared within this process.
-        self._hashes.append(_hashes(columns))
+    def accept(self, block: Block) -> None:
+        """Counts the accepted rows of a block."""
+        self.rows += block.table.num_rows
+        for counter, lengths in zip(self._lengths, block.lengths, strict=True):
+            values, counts = np.unique(lengths, return_counts=True)
+            for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+                counter[value] += count
+        self._keys.frombytes(block.keys.tobytes())
         if self.kind != "preference":
             return
-        prompts, chosen, rejected = columns
-        self._exchanged.append(_hashes((prompts, rejected, chosen)))
-        self._identical += sum(map(str.__eq__, chosen, rejected))
-        compared = np.sign(np.subtract(lengths[1], lengths[2]))
+        chosen, rejected = block.table.column("chosen"), block.table.column("rejected")
+        self._identical += pc.sum(pc.equal(chosen, rejected)).as_py()
+        compared = np.sign(block.lengths[1] - block.lengths[2])
         self._longer_chosen += float((compared > 0).sum() + 0.5 * (compared == 0).sum())
-        self._count_annotators(rows)
-
-    def _count_annotators(self, rows: Sequence[CanonicalRow]) -> None:
-        for row in rows:
-            known = row.annotator in self._annotators or len(self._annotators) < COUNTED_ANNOTATORS
-            if row.annotator is not None and known:
-                self._annotators[row.annotator] += 1
+        for found in pc.value_counts(block.table.column("annotator").drop_null()).to_pylist():
+            if found["values"] in self._annotators or len(self._annotators) < COUNTED_ANNOTATORS:
+                self._annotators[found["values"]] += found["counts"]
 
     def report(self) -> DatasetReport:
         """The report on all rows so far."""
@@ -139,29 +134,42 @@ class ReportBuilder:
 
     def _repetitions(self) -> tuple[int, int]:
         """Rows that repeat an earlier one; rows whose sides occur exchanged in another."""
-        if not self._hashes:
+        if not self._keys:
             return 0, 0
-        hashes = np.concatenate(self._hashes)
-        distinct = np.unique(hashes)
-        if not self._exchanged:
-            return len(hashes) - len(distinct), 0
-        exchanged = np.concatenate(self._exchanged)
-        found = np.minimum(np.searchsorted(distinct, exchanged), len(distinct) - 1)
-        conflicting = (distinct[found] == exchanged) & (exchanged != hashes)
-        return len(hashes) - len(distinct), int(conflicting.sum())
+        keys = np.frombuffer(self._keys, np.uint64)
+        keys.sort()
+        duplicates, conflicting, start = 0, 0, 0
+        while start < len(keys):
+            # In pieces, which end where a group of rows ends that differ by the order of their sides at most.
+            stop = start + COUNTED_AT_ONCE
+            if stop < len(keys):
+                stop = int(np.searchsorted(keys, keys[stop] | np.uint64(1), side="right"))
+            repeated, exchanged = _count_repetitions(keys[start:stop], self.kind == "preference")
+            duplicates, conflicting, start = duplicates + repeated, conflicting + exchanged, stop
+        return duplicates, conflicting
 
 
-def _hashes(columns: Sequence[Sequence[str]]) -> np.ndarray:
-    return np.fromiter(map(hash, zip(*columns, strict=True)), dtype=np.int64, count=len(columns[0]))
-
-
-def _length(content: Content) -> int:
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(message["content"]) for message in content)
+def _count_repetitions(keys: np.ndarray, of_pairs: bool) -> tuple[int, int]:
+    duplicates = int((keys[1:] == keys[:-1]).sum())
+    if not of_pairs:
+        return duplicates, 0
+    one = np.uint64(1)
+    starts = np.flatnonzero(np.r_[True, (keys[1:] >> one) != (keys[:-1] >> one)])
+    ends = np.r_[starts[1:], len(keys)]
+    # Sorted, a group has both orders where its first and its last key differ.
+    both = keys[starts] != keys[ends - 1]
+    return duplicates, int((ends - starts)[both].sum())
 
 
 def _quantiles(lengths: Counter[int]) -> dict[str, float]:
+    """As NumPy's, linear, without writing every length out."""
     values, counts = np.array(sorted(lengths.items())).T
-    found = np.quantile(np.repeat(values, counts), QUANTILES)
-    return {f"{share:g}": float(value) for share, value in zip(QUANTILES, found, strict=True)}
+    upto = np.cumsum(counts)
+    found = {}
+    for share in QUANTILES:
+        place = share * float(upto[-1] - 1)
+        below, above = (
+            values[np.searchsorted(upto, at, side="right")] for at in (int(place), -int(-place // 1))
+        )
+        found[f"{share:g}"] = float(below + (above - below) * (place % 1))
+    return found

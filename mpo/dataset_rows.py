@@ -15,6 +15,8 @@ DatasetKind = Literal["preference", "prompts", "text"]
 Row = Mapping[str, object]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_ID_CHARACTERS = 1000
+"""Of an id and of an annotator: both stand in answers and reports."""
 ASSISTANT = "\n\nAssistant:"
 PAIR_SHAPES = (
     "accepted are prompt, chosen and rejected as strings or as lists of messages; chosen and rejected "
@@ -76,7 +78,7 @@ def _with_options(row: Row, contents: tuple[Content, Content, Content]) -> Canon
 
 def _pair_contents(row: Row) -> tuple[Content, Content, Content]:
     prompt, chosen, rejected = row.get("prompt"), row.get("chosen"), row.get("rejected")
-    if "preferred_output" in row or "non_preferred_output" in row:
+    if row.get("preferred_output") is not None or row.get("non_preferred_output") is not None:
         prompt, chosen, rejected = _openai_columns(row)
     for name, content in (("chosen", chosen), ("rejected", rejected)):
         if content is None:
@@ -189,7 +191,10 @@ def _identity(row: Row, name: str) -> str | None:
         raise _Refused(
             f'The column "{name}" holds {_type(value)}; accepted is a filled string, or an integer.'
         )
-    return str(value)
+    text = str(value)
+    if name != "source" and len(text) > MAX_ID_CHARACTERS:
+        raise _Refused(f'The column "{name}" is longer than {MAX_ID_CHARACTERS} characters.')
+    return text
 
 
 def _number(row: Row, name: str) -> float | None:
@@ -203,8 +208,9 @@ def _number(row: Row, name: str) -> float | None:
     except OverflowError:
         number = float("inf")
     if not isfinite(number):
-        raise _Refused(f'The column "{name}" holds a number that is too large.')
-    return number
+        raise _Refused(f'The column "{name}" holds a number that is too large, or none.')
+    # Of the two zeros one: JSON's integer -0 has no sign, its -0.0 has.
+    return number + 0.0
 
 
 def _type(value: object) -> str:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpo import dataset_files
-from mpo.dataset_files import parse_line, validate_file
+from mpo import dataset_blocks, dataset_containers, dataset_files, dataset_lines
+from mpo.dataset_files import validate_file
+from mpo.dataset_lines import parse_line
 from mpo.dataset_report import DatasetReport
 from mpo.errors import BadRow, InvalidDataset
 from mpo.records import PreferencePair, read_pairs, read_prompts, read_texts
@@ -105,8 +106,8 @@ def test_escaped_surrogate_pairs_are_characters(tmp_path: Path) -> None:
 
 
 def test_too_long_a_line_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_files, "MAX_LINE_BYTES", 5000)
-    monkeypatch.setattr(dataset_files, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(dataset_lines, "MAX_LINE_BYTES", 5000)
+    monkeypatch.setattr(dataset_containers, "CHUNK_BYTES", 1000)
     found_line, _, message = only_bad_row(tmp_path, line(prompt="x" * 50_000))
     assert (found_line, "longer than 5000 bytes" in message) == (3, True)
     report, _ = validate(tmp_path, line() + b"\n" + line(prompt="x" * 9_000), max_bad_rows=1)
@@ -116,7 +117,7 @@ def test_too_long_a_line_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.Monk
 def test_lines_are_found_whatever_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"\n".join(line(prompt=f"ü {n}") for n in range(30)) + b"\n  \n"
     for size in (1, 7, 64):
-        monkeypatch.setattr(dataset_files, "CHUNK_BYTES", size)
+        monkeypatch.setattr(dataset_containers, "CHUNK_BYTES", size)
         _, pairs = validate(tmp_path, content)
         assert [pair.prompt for pair in pairs] == [f"ü {n}" for n in range(30)]
 
@@ -124,7 +125,7 @@ def test_lines_are_found_whatever_the_chunks(tmp_path: Path, monkeypatch: pytest
 def test_rows_are_the_same_whatever_the_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"\n".join(line(chosen=f"c{n % 9}", annotator=f"a{n % 3}") for n in range(100))
     whole = validate(tmp_path, content)
-    monkeypatch.setattr(dataset_files, "GROUP_ROWS", 7)
+    monkeypatch.setattr(dataset_blocks, "GROUP_ROWS", 7)
     assert validate(tmp_path, content) == whole
 
 
@@ -169,7 +170,7 @@ def test_gzip_that_is_cut_off_or_damaged_is_invalid(tmp_path: Path) -> None:
 
 
 def test_gzip_that_unpacks_to_too_much_is_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_files, "MAX_UNPACKED_BYTES", 3_000_000)
+    monkeypatch.setattr(dataset_containers, "MAX_UNPACKED_BYTES", 3_000_000)
     assert "unpacks to more than" in refused(tmp_path, gzip.compress(b"\n" * 8_000_000)).detail
 
 
@@ -224,7 +225,7 @@ def test_prompts_and_texts_have_files_of_their_own(tmp_path: Path) -> None:
 
 
 def test_progress_tells_bytes_read_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_files, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(dataset_containers, "CHUNK_BYTES", 100)
     told: list[tuple[int, int]] = []
     content = b"\n".join([line()] * 20)
     validate(tmp_path, content, on_progress=lambda read, size: told.append((read, size)))
@@ -233,8 +234,8 @@ def test_progress_tells_bytes_read_of_the_file(tmp_path: Path, monkeypatch: pyte
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_files, "CHUNK_BYTES", 2**16)
-    monkeypatch.setattr(dataset_files, "GROUP_BYTES", 2**18)
+    monkeypatch.setattr(dataset_containers, "CHUNK_BYTES", 2**16)
+    monkeypatch.setattr(dataset_blocks, "GROUP_BYTES", 2**18)
     block = b"\n".join(line(prompt=f"{n} " * 200) for n in range(500)) + b"\n"
     peaks = []
     for repeats in (2, 20):

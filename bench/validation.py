@@ -1,0 +1,163 @@
+"""How fast an upload of JSON Lines is validated, and in how much memory: ours against json and pydantic.
+
+    python -m bench.validation --megabytes 2000 [--pairs FILE] [--rounds 2]
+
+Ours does all that a worker's child does: checks, canonical Parquet, report. The opponent decodes and checks
+each row and keeps nothing. Each measurement is a process of its own; both take turns. Without --pairs, pairs
+of about 1,600 bytes are made up; pairs of a file are repeated, prompts and ids told apart by a number.
+"""
+
+import argparse
+import gzip
+import itertools
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from mpo.dataset_files import validate_file
+
+MEGABYTE = 10**6
+
+
+class Pair(BaseModel):
+    """What the opponent checks."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def read_ours(file: Path, target: Path) -> int:
+    """Rows of a file, validated as an upload is."""
+    return validate_file(file, target).rows
+
+
+def read_theirs(file: Path, target: Path) -> int:
+    """Rows of a file, each decoded by json and checked by pydantic."""
+    with file.open("rb") as lines:
+        return sum(isinstance(Pair.model_validate(json.loads(line)), Pair) for line in lines)
+
+
+SIDES: dict[str, Callable[[Path, Path], int]] = {"ours": read_ours, "json + pydantic": read_theirs}
+
+
+def made_up_lines(count: int = 20_000) -> list[bytes]:
+    """Lines of pairs of random words, the same at every call."""
+    draw = random.Random(0)  # noqa: S311
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyzäß", k=draw.randint(2, 9))) for _ in range(5000)]
+
+    def text(least: int, most: int) -> str:
+        return " ".join(draw.choices(words, k=draw.randint(least, most)))
+
+    rows = (
+        {"prompt": text(10, 80), "chosen": text(20, 160) + '\n"', "rejected": text(20, 160)}
+        for _ in range(count)
+    )
+    return [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+
+
+def lines_of(file: Path) -> list[bytes]:
+    """The lines of an upload, plain or gzip."""
+    content = file.read_bytes()
+    return (gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content).splitlines()
+
+
+def write_lines(target: Path, lines: list[bytes], size: int) -> None:
+    """Repeats lines up to a size in bytes; no row twice, no id twice."""
+    with target.open("wb") as file:
+        for turn in itertools.count():
+            for line in lines:
+                for name in (b'"prompt": "', b'"id": "'):
+                    line = line.replace(name, name + b"%d " % turn, 1)
+                file.write(line + b"\n")
+            if file.tell() >= size:
+                return
+
+
+def measure(side: str, file: Path) -> dict[str, float]:
+    """Seconds on the wall and of CPU, and bytes over idle at the peak, of this process."""
+    idle, cpu = _resident_bytes(), time.process_time()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        rows = SIDES[side](file, Path(folder) / "rows.parquet")
+    return {
+        "rows": rows,
+        "wall": time.perf_counter() - started,
+        "cpu": time.process_time() - cpu,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - idle,
+    }
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _in_a_process(side: str, file: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.validation", "--measure", side, "--pairs", str(file)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured: dict[str, float] = json.loads(found.stdout)
+    return measured
+
+
+def main() -> int:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--megabytes", type=int, default=2000)
+    parser.add_argument("--pairs", type=Path)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--measure", choices=list(SIDES), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure, arguments.pairs)))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "upload.jsonl"
+        write_lines(
+            file,
+            lines_of(arguments.pairs) if arguments.pairs else made_up_lines(),
+            arguments.megabytes * MEGABYTE,
+        )
+        found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        for _ in range(arguments.rounds):
+            for side in SIDES:
+                found[side].append(_in_a_process(side, file))
+        _print(found, file.stat().st_size / MEGABYTE)
+    return 0
+
+
+def _print(found: dict[str, list[dict[str, float]]], megabytes: float) -> None:
+    rows = int(found["ours"][0]["rows"])
+    print(
+        f"{megabytes:.0f} MB, {rows} rows of {megabytes * MEGABYTE / rows:.0f} bytes; {os.cpu_count()} cores"
+    )
+    print("| | MB/s, wall | MB/s of one core's time | MB over idle, peak |\n| --- | --- | --- | --- |")
+    for side, measured in found.items():
+        walls, cores = ([megabytes / m[kind] for m in measured] for kind in ("wall", "cpu"))
+        memory = max(m["memory"] for m in measured) / MEGABYTE
+        print(f"| {side} | {_span(walls)} | {_span(cores)} | {memory:.0f} |")
+    ratios = [theirs["wall"] / ours["wall"] for ours, theirs in zip(*found.values(), strict=True)]
+    print(f"ours / json + pydantic, wall: {_span(ratios, 1)}")
+
+
+def _span(values: list[float], digits: int = 0) -> str:
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
