@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -88,7 +87,7 @@ def write_lines(target: Path, lines: list[bytes], size: int) -> None:
 
 def measure(side: str, file: Path) -> dict[str, float]:
     """Seconds on the wall and of CPU, and bytes over idle at the peak, of this process."""
-    idle, cpu = _resident_bytes(), time.process_time()
+    idle, cpu = _status_bytes("VmRSS"), time.process_time()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         rows = SIDES[side](file, Path(folder) / "rows.parquet")
@@ -96,13 +95,14 @@ def measure(side: str, file: Path) -> dict[str, float]:
         "rows": rows,
         "wall": time.perf_counter() - started,
         "cpu": time.process_time() - cpu,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - idle,
+        "memory": _status_bytes("VmHWM") - idle,
     }
 
 
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _status_bytes(name: str) -> int:
+    # Not ru_maxrss: a process inherits that from the one that started it.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def _in_a_process(side: str, file: Path) -> dict[str, float]:

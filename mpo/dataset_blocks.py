@@ -125,8 +125,14 @@ def block_of(items: Sequence[Item], kind: DatasetKind) -> Block:
             for column in range(len(CONTENT_COLUMNS[kind]))
         ),
         keys=content_keys(kind, table),
-        bad=[(at, row) for at, (row, _, _) in enumerate(items) if isinstance(row, BadRow)],
+        bad=[(at, _forgetting(row)) for at, (row, _, _) in enumerate(items) if isinstance(row, BadRow)],
     )
+
+
+def _forgetting(error: BadRow) -> BadRow:
+    """The error without the frames that it was raised through: they hold the row's texts."""
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _table(rows: Sequence[CanonicalRow], kind: DatasetKind) -> pa.Table:

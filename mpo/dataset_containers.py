@@ -11,10 +11,10 @@ from typing import BinaryIO, Literal, cast
 from mpo.dataset_blocks import CONTENT_COLUMNS
 from mpo.dataset_columns import OTHER_CONTENTS
 
-CHUNK_BYTES = 2**21
+CHUNK_BYTES = 2**20
 MAX_UNPACKED_BYTES = 2**37
 """A gzip file that unpacks to more than this is not read to its end."""
-FREELY_UNPACKED_BYTES, MAX_RATIO = 2**30, 300
+FREELY_UNPACKED_BYTES, MAX_RATIO = 2**28, 300
 """Nor is one that unpacks to more than the first and to more than so many times its size."""
 
 GZIP_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"

@@ -6,8 +6,9 @@ that tell repetitions and, where ids were uploaded, eight more.
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 import pyarrow.parquet as pq
 
@@ -17,7 +18,7 @@ from mpo.dataset_csv import rows_of_csv
 from mpo.dataset_ids import Ids
 from mpo.dataset_json_array import rows_of_array
 from mpo.dataset_lines import blocks_of_lines
-from mpo.dataset_parquet import blocks_of_parquet
+from mpo.dataset_parquet import blocks_of_parquet, bounded_memory
 from mpo.dataset_report import DatasetReport, ReportBuilder
 from mpo.dataset_rows import DatasetKind
 from mpo.errors import BadRow, InvalidDataset
@@ -45,23 +46,23 @@ def validate_file(
     counted. Raises InvalidDataset, with the report as the fact `report`, where more than max_bad_rows rows
     are bad or none is good, or where the file cannot be read to its end.
     """
-    builder = ReportBuilder(kind, "jsonl")
+    builder, size = ReportBuilder(kind, "jsonl"), source.stat().st_size
     try:
-        with source.open("rb") as file, parquet_writer(target, SCHEMAS[kind]) as writer:
-            for block in _accepted(
-                _blocks(file, source, target.parent, builder, on_progress), builder, max_bad_rows
-            ):
-                _write(block, writer, builder)
+        with source.open("rb") as file:
+            packed = ".gz" if is_gzip(file) else ""
+            builder.format = f"jsonl{packed}"
+            upload = open_upload(file, size, on_progress)
+            builder.format = f"{upload.container}{packed}"
+            # Before the writer, whose first allocation would reserve memory beyond the bound.
+            bound = bounded_memory() if upload.container == "parquet" else nullcontext()
+            with bound, parquet_writer(target, SCHEMAS[kind]) as writer:
+                blocks = _blocks(upload, source, target.parent, builder, on_progress)
+                for block in _accepted(blocks, builder, max_bad_rows):
+                    _write(block, writer, builder)
         _judge(builder, max_bad_rows)
     except Unreadable as error:
-        target.unlink()
-        builder.complete = False
-        where = _place(builder, error.line, error.column) if error.line is not None else ""
-        if error.line is not None:
-            builder.refuse(BadRow(error.message, line=error.line, column=error.column))
-        raise _invalid(
-            f"{where[:1].upper()}{where[1:]}: {error.message}" if where else error.message, builder
-        ) from None
+        target.unlink(missing_ok=True)
+        raise _cut_short(builder, error) from None
     except InvalidDataset:
         target.unlink()
         raise
@@ -69,24 +70,29 @@ def validate_file(
 
 
 def _blocks(
-    file: BinaryIO, source: Path, scratch: Path, builder: ReportBuilder, on_progress: Progress
+    upload: Upload, source: Path, scratch: Path, builder: ReportBuilder, on_progress: Progress
 ) -> Iterator[Block]:
-    size, packed = source.stat().st_size, is_gzip(file)
-    builder.format = "jsonl.gz" if packed else "jsonl"
-    upload = open_upload(file, size, on_progress)
-    builder.format = upload.container + (".gz" if packed else "")
+    kind, size = builder.kind, source.stat().st_size
     if upload.container == "jsonl":
-        yield from blocks_of_lines(upload.chunks, size, builder.kind)
+        yield from blocks_of_lines(upload.chunks, size, kind)
     elif upload.container == "json":
-        yield from blocks_of(rows_of_array(upload.chunks, builder.kind), builder.kind)
+        yield from blocks_of(rows_of_array(upload.chunks, kind), kind)
     elif upload.container == "csv":
-        yield from blocks_of(rows_of_csv(upload.chunks, builder.kind), builder.kind)
-    elif not packed:
-        yield from blocks_of_parquet(source, size, builder.kind, on_progress)
+        yield from blocks_of(rows_of_csv(upload.chunks, kind), kind)
+    elif not builder.format.endswith(".gz"):
+        yield from blocks_of_parquet(source, size, kind, on_progress)
     else:
         with tempfile.TemporaryFile(dir=scratch) as unpacked:
             _unpack(upload, unpacked)
-            yield from blocks_of_parquet(unpacked, size, builder.kind, on_progress)
+            yield from blocks_of_parquet(unpacked, size, kind, on_progress)
+
+
+def _cut_short(builder: ReportBuilder, error: Unreadable) -> InvalidDataset:
+    builder.complete = False
+    if error.line is None:
+        return _invalid(error.message, builder)
+    builder.refuse(BadRow(error.message, line=error.line, column=error.column))
+    return _invalid(f"{_place(builder, error.line, error.column).capitalize()}: {error.message}", builder)
 
 
 def _unpack(upload: Upload, target: IO[bytes]) -> None:

@@ -96,16 +96,18 @@ class _Text:
             try:
                 value, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
+                reached = error.pos - self._at
                 if not self._more():
-                    self._pass_to(error.pos)
+                    self._pass_to(self._at + reached)
                     self.fail(f"The file is not JSON: {error.msg}.")
             except RecursionError:
                 self.fail("The row is nested too deep.")
             else:
                 # A number may go on behind the end of what has been read.
+                length = end - self._at
                 if end < len(self._text) or not self._more():
-                    raw = self._text[self._at : end]
-                    self._pass_to(end)
+                    raw = self._text[self._at : self._at + length]
+                    self._pass_to(self._at + length)
                     return value, raw, self._outlaw
 
     def fail(self, message: str) -> NoReturn:

@@ -21,7 +21,7 @@ from mpo.errors import BadRow
 BATCH_ROWS = 2048
 MAX_BATCH_BYTES = 2**23
 """A batch of dictionaries is cut until its texts, written out, have no more than this or it is one row."""
-MEMORY_BYTES = 2**28
+MEMORY_BYTES = 3 * 2**26
 """What decoding may take: a page claims its unpacked size itself, up to 2 GiB."""
 READ = frozenset(
     (*CONTENT_COLUMNS["preference"], *OPTIONAL_STRINGS, *OPTIONAL_NUMBERS, *OTHER_CONTENTS, "input")
@@ -32,7 +32,7 @@ def blocks_of_parquet(
     source: Path | IO[bytes], size: int, kind: DatasetKind, on_progress: Progress
 ) -> Iterator[Block]:
     """The rows of a Parquet file; lines are its rows, from 1. Raises Unreadable."""
-    with bounded_memory(MEMORY_BYTES), _translated(), _opened(source, kind) as file:
+    with _translated(), _opened(source, kind) as file:
         names = [name for name in file.schema_arrow.names if name in READ | set(CONTENT_COLUMNS[kind])]
         total, row = max(file.metadata.num_rows, 1), 1
         for batch in file.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
@@ -43,19 +43,25 @@ def blocks_of_parquet(
 
 
 @contextmanager
-def bounded_memory(allowed: int) -> Iterator[None]:
-    """Lets the process allocate this many bytes more than it has, so that Arrow gives up on a hostile file
-    instead of the machine on us."""
+def bounded_memory() -> Iterator[None]:
+    """Lets the process allocate `MEMORY_BYTES` more than it has, so that Arrow gives up on a hostile file
+    instead of the machine on us; raises Unreadable where that is too little.
+
+    Holds in a process in which Arrow has allocated nothing yet, as in a worker's child; else what its
+    allocator has reserved before, a gibibyte, comes on top.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     status = Path("/proc/self/status")
     if status.exists():
-        held = next(
-            int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmData")
-        )
-        bound = held * 1024 + allowed
+        held = next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmData" in line)
+        bound = held * 1024 + MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_DATA, (bound if soft < 0 else min(soft, bound), hard))
     try:
         yield
+    except MemoryError:
+        raise Unreadable(
+            f"The Parquet file needs more than {MEMORY_BYTES} bytes of memory: write smaller row groups."
+        ) from None
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
@@ -65,9 +71,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise Unreadable(
-            f"The Parquet file needs more than {MEMORY_BYTES} bytes of memory: write smaller row groups."
-        ) from None
+        raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk or the pipe, not the file's content
@@ -82,10 +86,14 @@ def _opened(source: Path | IO[bytes], kind: DatasetKind) -> Iterator[pq.ParquetF
     with pq.ParquetFile(source) as file:
         schema = file.schema_arrow
         _check_columns(schema, kind)
-        texts = [f.name for f in schema if f.name in READ | {"text"} and _is_text(f.type)]
+        texts = [f.name for f in schema if f.name in READ | {"text"} and _is_text(_value_type(f.type))]
     # Texts stay dictionaries until a piece is cut: a long text that a million rows share is one text.
     with pq.ParquetFile(source, read_dictionary=texts, buffer_size=2**20, pre_buffer=False) as file:
         yield file
+
+
+def _value_type(type_: pa.DataType) -> pa.DataType:
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
 
 
 def _is_text(type_: pa.DataType) -> bool:
@@ -133,7 +141,7 @@ def _block(table: pa.Table, row: int, kind: DatasetKind) -> Block:
 
 def _plain(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column in the type that JSON would give it, where it has one."""
-    type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    type_ = _value_type(column.type)
     if _is_text(type_):
         return column.cast(pa.string())
     if pa.types.is_null(type_):
