@@ -15,6 +15,8 @@ from core.states import FINISHED_JOB, TERMINAL
 from core.tables import Artifact, ArtifactReference, Event, Job, Metric, Run, StageRow
 
 BATCH = 200
+PAGE = 5_000
+"""Artifacts that one statement looks at."""
 
 
 def let_go(keep: timedelta, grace: timedelta) -> None:
@@ -23,14 +25,16 @@ def let_go(keep: timedelta, grace: timedelta) -> None:
     keep: how long unreferenced results and the checkpoints of dead runs serve as a cache. grace: how long a
     deleted job's events, metrics and logs stay.
     """
-    with open_transaction() as tx:
-        _note_unreferenced(tx)
+    last: str | None = ""
+    while last is not None:
+        with open_transaction() as tx:
+            last = _note_unreferenced(tx, last)
     with open_transaction() as tx:
         expired = _expired(tx, keep)
     for start in range(0, len(expired), BATCH):
         with open_transaction() as tx:
             delete_unneeded(tx, expired[start : start + BATCH])
-    last: str | None = ""
+    last = ""
     while last is not None:
         with open_transaction() as tx:
             last = _drop_checkpoints(tx, last, keep)
@@ -74,13 +78,22 @@ def _is_needed() -> ColumnElement[bool]:
     return or_(Artifact.kind == "validate_dataset", referred, wanted)
 
 
-def _note_unreferenced(tx: Transaction) -> None:
-    current = update(Artifact).where(Artifact.deleted_at.is_(None))
+def _note_unreferenced(tx: Transaction, after: str) -> str | None:
+    """Of a page of artifacts beyond an id: since when nobody needs them. Returns the last id, or None."""
+    page = select(Artifact.id).where(Artifact.id > after, Artifact.deleted_at.is_(None))
+    last: str | None = tx.session.scalar(
+        select(func.max(page.order_by(Artifact.id).limit(PAGE).subquery().c.id))
+    )
+    if last is None:
+        return None
+    within = Artifact.id > after, Artifact.id <= last, Artifact.deleted_at.is_(None)
+    current = update(Artifact).where(*within)
     current = current.execution_options(synchronize_session=False)
     new = current.where(Artifact.unreferenced_at.is_(None), not_(_is_needed()))
     tx.session.execute(new.values(unreferenced_at=func.clock_timestamp()))
     again = current.where(Artifact.unreferenced_at.is_not(None), _is_needed())
     tx.session.execute(again.values(unreferenced_at=null()))
+    return last
 
 
 def _expired(tx: Transaction, keep: timedelta) -> list[str]:

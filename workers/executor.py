@@ -36,7 +36,7 @@ from workers.child_protocol import (
     Stopped,
     Warned,
 )
-from workers.failures import crash_row, failure_row
+from workers.failures import crash_row, failure_row, store_failed
 from workers.fork_server import ForkServerGone
 from workers.lease import LeaseKeeper
 
@@ -168,7 +168,7 @@ class Performance:
                 self._publish(task, outcome, time.monotonic() - started)
                 return
         except OSError as error:
-            outcome = Failed("storage_failed", f"The store: {error}", retryable=False)
+            outcome = store_failed(error)
         except ForkServerGone as error:
             logger.warning("no child could be started: %s", error)
             self._stopping.wait(FORK_SERVER_RETRY_SECONDS)

@@ -1,12 +1,19 @@
 """Exception -> what the run's row says of it."""
 
+import errno
 import json
 from typing import Any
 
+from core.uploading import StoreFailed
 from mpo.errors import MPOError
 from workers.child_protocol import Crashed, Failed
 
 OUTPUT_CHARACTERS = 4_000
+LASTING = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+    | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+)
+"""A store that is full, may not be written or is not there: somebody has to mend it first."""
 
 
 def failed(error: BaseException) -> Failed:
@@ -17,6 +24,12 @@ def failed(error: BaseException) -> Failed:
         message = "Out of memory: lower batch_pairs, rollout_prompts or the token limits"
         return Failed("out_of_memory", message, retryable=False)
     return Failed("internal_error", f"{type(error).__name__}: {error}", retryable=False)
+
+
+def store_failed(error: OSError) -> Failed:
+    """What the store, or this machine's disk, did not do: tried again where another moment may help."""
+    passing = isinstance(error, StoreFailed) and error.errno not in LASTING
+    return Failed("storage_failed", f"The store: {error.strerror or error}", retryable=passing)
 
 
 def failure_row(failure: Failed, output: str) -> dict[str, Any]:

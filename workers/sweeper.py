@@ -26,6 +26,7 @@ STORE = "store"
 RUNS_A_BATCH = 50
 STEP_SECONDS = 20.0
 """After a step of this length the next one, of any worker, goes on where it ended."""
+STOP_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,9 @@ class Sweeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the folder that is being freed; a step that is cut short is continued by the next."""
+        """End, soon; a step that is cut short does no harm: what is left of a folder goes with the next."""
         self._stopping.set()
-        self._thread.join(STEP_SECONDS)
+        self._thread.join(STOP_SECONDS)
 
     def _work(self) -> None:
         while not self._stopping.is_set():
