@@ -1,10 +1,13 @@
 """Reading jobs: lists and their filters, polls, events, metrics, reports, runs, artifacts."""
 
+from math import nan
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 
+from app.jobs.metrics import thinned
 from core import queue
 from core.aftermath import report_progress
 from core.database import open_transaction
@@ -112,6 +115,57 @@ def test_a_finished_job_has_a_report_and_artifacts_with_their_lineage(
     assert {source["name"] for source in artifact["inputs"]} == {"reward_models", "data"}
     assert client.get("/v1/artifacts/art_x").status_code == 404
     assert client.get("/v1/runs/run_x").status_code == 404
+
+
+def test_a_trained_model_leads_back_to_the_upload(
+    client: TestClient, create_job: CreateJob, tmp_path: Path
+) -> None:
+    job = create_job(dataset=make_dataset(tmp_path, sha256="a" * 64))
+    work_until()
+    done = client.get(f"/v1/jobs/{job['id']}").json()
+    seen: dict[str, str] = {}
+    ahead = [_stage(done, "ppo")["artifacts"]["model"]]
+    while ahead:
+        response = client.get(f"/v1/artifacts/{ahead.pop()}")
+        assert response.headers["ETag"]
+        for source in response.json()["inputs"]:
+            if source["kind"] == "artifact" and source["id"] not in seen:
+                assert client.get(f"/v1/artifacts/{source['id']}").json()["sha256"] == source["sha256"]
+                ahead.append(source["id"])
+            seen[source["id"]] = source["sha256"]
+    uploaded = client.get(f"/v1/datasets/{job['dataset']}").json()
+    assert uploaded["sha256"] == "a" * 64
+    assert seen[uploaded["id"]] == uploaded["sha256"]
+    assert seen[job["model"]] == "1" * 64
+
+
+@pytest.mark.parametrize("points", [1, 2, 3, 4, 10])
+def test_a_thinned_metric_keeps_its_ends_and_extremes(points: int) -> None:
+    values: list[float | None] = [None, *(float(n % 7) for n in range(97)), nan, 1.0]
+    values[33], values[71] = 99.0, -99.0
+    kept = thinned(values, points)
+    assert len(kept) <= points
+    assert kept == sorted(set(kept))
+    assert set(kept) >= set([99, 0, 33, 71][:points])
+    assert thinned(values[:points], points) == list(range(points))
+
+
+def test_a_finished_job_is_deleted_once_and_found_no_more(client: TestClient, create_job: CreateJob) -> None:
+    path = f"/v1/jobs/{create_job()['id']}"
+    early = client.delete(path)
+    assert (early.status_code, early.json()["code"]) == (409, "not_finished")
+    assert client.post(f"{path}/cancel").json()["status"] == "cancelled"
+    deleted = client.delete(path).json()
+    assert (deleted["object"], deleted["deleted"]) == ("job", True)
+    for method, below in [
+        ("DELETE", ""),
+        ("GET", ""),
+        ("GET", "/events"),
+        ("GET", "/metrics"),
+        ("POST", "/cancel"),
+    ]:
+        assert client.request(method, path + below).status_code == 404, below
+    assert client.get("/v1/jobs").json()["data"] == []
 
 
 def _stage(job: dict[str, Any], name: str) -> dict[str, Any]:
