@@ -63,7 +63,8 @@ async def submit(client: httpx.AsyncClient) -> str:
         rows = "".join(itertools.islice(file, 60))
     form = {"name": "bench", "kind": "preference"}
     made = await client.post("/v1/datasets", data=form, files={"file": ("pairs.jsonl", rows.encode())})
-    spec = {"model": "tiny", "dataset": made.raise_for_status().json()["id"], "method": {"type": "sft"}}
+    method = {"type": "sft", "sft": {"epochs": 1000}}  # longer than any bench
+    spec = {"model": "tiny", "dataset": made.raise_for_status().json()["id"], "method": method}
     return str((await client.post("/v1/jobs", json=spec)).raise_for_status().json()["id"])
 
 
@@ -82,12 +83,8 @@ async def measure(client: httpx.AsyncClient, readers: Readers, job_id: str, roun
 async def transactions_a_second(state: Path) -> float:
     """Of the whole database."""
     query = "SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database"
-    with psycopg.connect(
-        host=str(socket_folder(Path((state / "sockets").read_text()))),
-        user="postgres",
-        dbname="postgres",
-        autocommit=True,
-    ) as connection:
+    host = str(socket_folder(Path((state / "sockets").read_text())))
+    with psycopg.connect(host=host, user="postgres", dbname="postgres", autocommit=True) as connection:
         counts = []
         for pause in (REST_SECONDS, 0.0):
             row = connection.execute(query).fetchone()
