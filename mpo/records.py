@@ -111,7 +111,9 @@ def shared_prefix(left: str, right: str) -> str:
 def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A writer of canonical files: each table or batch that is written becomes a row group."""
     repetitive = [name for name in schema.names if name in {"form", "annotator", "source", "part", "why"}]
-    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repetitive) as writer:
+    options = {"compression": "zstd", "use_dictionary": repetitive}
+    # Nothing here reads statistics, and those of texts hold whole texts in memory, two a row group.
+    with pq.ParquetWriter(path, schema, write_statistics=False, **options) as writer:
         yield writer
 
 

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from app.authentication import Caller
-from app.datasets import rows, service, uploads
+from app.datasets import reports, rows, service, uploads
 from app.datasets.schemas import DatasetCreate, DatasetRow, DatasetView, ReportView
 from app.dependencies import ReadCaller, SessionDep, StorageDep, WriteCaller
 from app.idempotency import REPLAYED, Made, Once, OnceDep, creates, fingerprint_of
@@ -192,14 +192,20 @@ def read_report(
     caller: ReadCaller,
     storage: StorageDep,
     against: Annotated[str | None, Query(description="Another dataset: how many prompts both hold.")] = None,
+    model: Annotated[
+        str | None, Query(description="A model in whose tokens lengths are counted too.")
+    ] = None,
 ) -> ReportView:
     """What validation found, of an invalid dataset too."""
     with open_session() as session:
         dataset = service.get_dataset(session, caller.owner, dataset_id)
         other = service.get_dataset(session, caller.owner, against) if against else None
+        base = reports.base_of(session, caller.owner, model) if model else None
     if dataset.report is None:
         raise service.NotValidated(f"The dataset is {dataset.status}")
     report = ReportView.model_validate({**dataset.report, "dataset": dataset.id})
+    if base is not None:
+        report = report.model_copy(update=reports.in_tokens(dataset, base))
     if other is None:
         return report
     if "text" in (dataset.kind, other.kind):

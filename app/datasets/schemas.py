@@ -108,6 +108,10 @@ class ReportView(BaseModel):
     lengths: dict[str, dict[str, float]] = {}
     length_baseline_accuracy: float | None = None
     annotators: dict[str, Any] = {}
+    tokens: dict[str, dict[str, float]] | None = Field(
+        None, description="With `model`: quantiles of lengths in its tokens, of `sampled_rows` rows."
+    )
+    sampled_rows: int | None = None
     shared_prompts: int | None = Field(
         None, description="With `against`: distinct prompts that the other dataset holds too."
     )

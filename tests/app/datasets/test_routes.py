@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from core.bootstrap import register_model
 from core.database import open_transaction
 from tests.factories import json_lines, make_job, make_key, pairs, upload, validate
 
@@ -50,6 +51,22 @@ def test_content_is_validated_and_its_rows_and_report_can_be_read(client: TestCl
     assert client.get(f"/v1/datasets/{dataset_id}/rows?after=nope").status_code == 422
     report = client.get(f"/v1/datasets/{dataset_id}/report?against={dataset_id}").json()
     assert (report["rows"], report["bad"], report["shared_prompts"]) == (25, [], 25)
+
+
+def test_lengths_are_told_in_a_model_s_tokens_too(client: TestClient, tmp_path: Path) -> None:
+    examples = Path(__file__).parents[3] / "examples"
+    with open_transaction() as tx:
+        register_model(tx, examples / "tiny", name="tiny")
+    dataset_id = upload(client, gzip.decompress((examples / "pairs.jsonl.gz").read_bytes()))
+    path = f"/v1/datasets/{dataset_id}/report?model="
+    assert client.get(path + "tiny").json()["code"] == "dataset_not_validated"
+    validate(dataset_id, tmp_path)
+    report = client.get(path + "tiny").json()
+    assert report["sampled_rows"] == 512
+    for name in ("prompt", "chosen", "rejected"):
+        assert 0 < report["tokens"][name]["0.5"] < report["lengths"][name]["0.5"]
+    unknown = client.get(path + "none")
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (422, "model")
 
 
 def test_rows_go_on_after_an_uploaded_id(client: TestClient, tmp_path: Path) -> None:
