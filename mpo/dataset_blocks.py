@@ -13,8 +13,8 @@ from mpo.dataset_rows import CanonicalRow, DatasetKind
 from mpo.errors import BadRow
 from mpo.records import PAIR_SCHEMA, PROMPT_SCHEMA, TEXT_SCHEMA, Content, dump_content
 
-GROUP_ROWS, GROUP_BYTES = 8192, 2**22
-"""A block is closed when it holds this many rows or bytes of uploaded text; it becomes a row group."""
+GROUP_ROWS, GROUP_BYTES = 2**15, 2**22
+"""A block that is put together row by row, and a row group, is closed when it holds so many rows or bytes."""
 
 SCHEMAS: Mapping[DatasetKind, pa.Schema] = {
     "preference": PAIR_SCHEMA,

@@ -10,9 +10,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mpo.dataset_blocks import SCHEMAS, Block, blocks_of
+from mpo.dataset_blocks import GROUP_BYTES, GROUP_ROWS, SCHEMAS, Block, blocks_of
 from mpo.dataset_containers import Progress, Unreadable, Upload, is_gzip, open_upload
 from mpo.dataset_csv import rows_of_csv
 from mpo.dataset_ids import Ids
@@ -57,8 +58,7 @@ def validate_file(
             bound = bounded_memory() if upload.container == "parquet" else nullcontext()
             with bound, parquet_writer(target, SCHEMAS[kind]) as writer:
                 blocks = _blocks(upload, source, target.parent, builder, on_progress)
-                for block in _accepted(blocks, builder, max_bad_rows):
-                    _write(block, writer, builder)
+                _write(_accepted(blocks, builder, max_bad_rows), writer, builder)
         _judge(builder, max_bad_rows)
     except Unreadable as error:
         target.unlink(missing_ok=True)
@@ -123,10 +123,19 @@ def _accepted(blocks: Iterator[Block], builder: ReportBuilder, max_bad_rows: int
             return
 
 
-def _write(block: Block, writer: pq.ParquetWriter, builder: ReportBuilder) -> None:
-    if block.table.num_rows:
-        writer.write_table(block.table)
-        builder.accept(block)
+def _write(blocks: Iterator[Block], writer: pq.ParquetWriter, builder: ReportBuilder) -> None:
+    """Counts blocks and writes them, as few row groups: the footer is in memory to the end."""
+    waiting: list[pa.Table] = []
+    for block in blocks:
+        if block.table.num_rows:
+            builder.accept(block)
+            waiting.append(block.table)
+        rows, size = sum(t.num_rows for t in waiting), sum(t.nbytes for t in waiting)
+        if rows >= GROUP_ROWS or size >= GROUP_BYTES:
+            writer.write_table(pa.concat_tables(waiting))
+            waiting = []
+    if waiting:
+        writer.write_table(pa.concat_tables(waiting))
 
 
 def _judge(builder: ReportBuilder, max_bad_rows: int) -> None:

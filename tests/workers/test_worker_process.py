@@ -54,7 +54,9 @@ def queue_validation(rows: int) -> tuple[str, str]:
     """Upload rows as they come and queue their validation; returns the dataset's and the run's id."""
     dataset_id = new_id("dataset")
     writer = storage().upload(f"uploads/{dataset_id}/content")
-    line = json.dumps({"prompt": "p", "chosen": "good " * 20, "rejected": "bad " * 20}).encode() + b"\n"
+    # A nested column has rows read one by one, so that many of them are seconds of work.
+    row = {"prompt": "p", "chosen": "good " * 20, "rejected": "bad " * 20, "nested": [0] * 40}
+    line = json.dumps(row).encode() + b"\n"
     for _ in range(rows // 1000 or 1):
         writer.write(line * min(rows, 1000))
     stored = writer.commit()
