@@ -27,4 +27,4 @@ ENQUEUE = (
     .on_conflict_do_nothing()
     .returning(Run.id)
 )
-"""A run, from its columns and of_owner, of_key, of_job, asked_age, answering. No row where the key has one."""
+"""A run, from its columns and of_owner, of_key, of_job, asked_age, answering. No row: the key has one."""
