@@ -1,0 +1,1 @@
+"""Real faults on a real stack: what was acknowledged must be there afterwards, once, and finished."""
