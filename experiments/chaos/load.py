@@ -19,7 +19,7 @@ from experiments.chaos.stack import Stack
 
 WARM = ("sft", "dpo", "reward_model")
 FRESH = ("sft", "dpo", "reward_model", "ppo")
-MOST_QUEUED = {"cpu": 40, "gpu": 4}
+MOST_QUEUED = {"cpu": 40, "gpu": 2}
 LOOK_SECONDS = 0.5
 IDLE_SECONDS = 0.05
 

@@ -1,6 +1,7 @@
 """Files against rows: none that nobody names, none missing. Knows the store's layout, not the sweeper."""
 
 from pathlib import PurePosixPath
+from subprocess import CalledProcessError
 
 from experiments.chaos.checks import Finding
 from experiments.chaos.stack import Stack
@@ -13,7 +14,11 @@ _CHECKPOINTS = "SELECT checkpoint ->> 'location' AS location FROM runs WHERE che
 
 def no_orphan_file(stack: Stack) -> Finding:
     """After a sweep without grace."""
-    stack.run_as_worker(*SWEEP)
+    promise = "no file is left that no row names"
+    try:
+        stack.run_as_worker(*SWEEP)
+    except CalledProcessError as error:
+        return Finding(promise, f"the sweep ended with {error.returncode}", [error.stderr[-2000:]])
     store = stack.state.store
     there = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
     named = {row.location for row in stack.sql(_UPLOADS)}
@@ -28,7 +33,7 @@ def no_orphan_file(stack: Stack) -> Finding:
     missing = [f"missing: {name}" for name in sorted(named - there)]
     orphans = [f"orphan: {name}" for name in sorted(there - named) if not _is_below(name, folders)]
     scratch = [f"scratch: {path.name}" for path in stack.state.scratch.glob("run_*")]
-    return Finding("no file is left that no row names", f"{len(there)} files", missing + orphans + scratch)
+    return Finding(promise, f"{len(there)} files", missing + orphans + scratch)
 
 
 def _is_below(name: str, folders: set[str]) -> bool:
