@@ -139,7 +139,7 @@ def published_once(stack: Stack) -> Finding:
 
 
 def no_orphan(stack: Stack) -> Finding:
-    """Every process hangs on one that the supervisor knows, and no child works for a run that is over."""
+    """Every process descends from the `mpo up` of today, and no child works for a run that is over."""
     try:
         wait_until(lambda: not _orphans(stack), "no orphans", GONE_SECONDS)
     except NotInTime:
@@ -148,8 +148,8 @@ def no_orphan(stack: Stack) -> Finding:
 
 
 def _orphans(stack: Stack) -> list[str]:
-    table, known = stack.table(), set(stack.pids().values())
-    owned = known.union(*(descendants(table, pid) for pid in known))
+    table = stack.table()
+    owned = descendants(table, stack.supervisor)
     running = {(row.id, row.fence) for row in stack.sql("SELECT id, fence FROM runs WHERE state = 'running'")}
     return [str(p) for p in table.values() if p.pid not in owned or (p.run and p.run not in running)]
 

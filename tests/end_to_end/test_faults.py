@@ -219,7 +219,9 @@ def test_uploads_and_comparisons_end_while_ppo_runs(service: Service, tuned: str
 @contextmanager
 def frozen_postgres(stack: Stack) -> Iterator[None]:
     """Every process of Postgres stands still: it takes connections and answers nothing."""
-    struck = [stack.pids()["postgres"], *(process.pid for process in stack.family("postgres"))]
+    # `mpo up` too: it would end what does not answer.
+    backends = [process.pid for process in stack.family("postgres")]
+    struck = [stack.supervisor, stack.pids()["postgres"], *backends]
     for pid in struck:
         send(pid, signal.SIGSTOP)
     try:
