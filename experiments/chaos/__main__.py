@@ -36,11 +36,11 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="mpo-chaos-"))
     done: list[Campaign] = []
     for seed in arguments.seeds:
-        done.append(campaign.run(seed, settings, folder / str(seed), _rows(), say))
-        tell(done[-1])
+        done.append(campaign.run(seed, settings, folder / str(seed), example_rows(), say))
+        tell(done[-1], folder / str(seed))
         if not done[-1].broken:
-            shutil.rmtree(done[-1].folder)
-    acknowledged = sum(sum(each.acknowledged.values()) for each in done)
+            shutil.rmtree(folder / str(seed))
+    acknowledged = sum(len(each.ledger.entries) for each in done)
     print(f"{acknowledged} acknowledged over {len(done)} seeds: {' '.join(map(str, arguments.seeds))}")
     if arguments.docs:
         given = " ".join([COMMAND, *sys.argv[1:]])
@@ -55,16 +55,17 @@ def say(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
-def tell(found: Campaign) -> None:
+def tell(found: Campaign, folder: Path) -> None:
     """What a seed came to, and how to see it again."""
     print(f"\nseed {found.seed}, {found.seconds:.0f} s, {sum(found.faults.values())} faults:")
     for finding in found.findings:
         print(f"  {finding}")
     if found.broken:
-        print(f"  kept in {found.folder}; again: {COMMAND} --seeds {found.seed}", flush=True)
+        print(f"  kept in {folder}; again: {COMMAND} --seeds {found.seed}", flush=True)
 
 
-def _rows() -> bytes:
+def example_rows() -> bytes:
+    """What the trainings train on: a file of example pairs."""
     source = Path(examples.__file__).parent / "pairs.jsonl.gz"
     with gzip.open(source, "rb") as lines:
         return gzip.compress(b"".join(itertools.islice(lines, PAIRS)), mtime=0)

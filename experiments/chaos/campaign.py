@@ -24,15 +24,15 @@ from experiments.chaos.store_check import no_orphan_file
 WARM_SECONDS = 180.0
 ANSWER_SECONDS = 30.0
 
+Say = Callable[[str], None]
+
 
 @dataclass
 class Campaign:
     """What one seed came to."""
 
     seed: int
-    folder: Path
-    acknowledged: dict[str, int]
-    answers: Counter[str]
+    ledger: Ledger
     faults: Counter[tuple[str, str]]
     recoveries: list[Recovery]
     findings: list[Finding]
@@ -44,26 +44,34 @@ class Campaign:
         return [finding for finding in self.findings if finding.broken]
 
 
-def run(seed: int, settings: Settings, folder: Path, rows: bytes, say: Callable[[str], None]) -> Campaign:
+def run(seed: int, settings: Settings, folder: Path, rows: bytes, say: Say) -> Campaign:
     """Leaves the stack down, its folder as it is. Raises NotInTime where not even the stack comes back."""
-    began = time.monotonic()
-    stack, ledger = Stack(folder, settings.environment), Ledger()
+    stack = Stack(folder, settings.environment)
     stack.start()
     try:
-        audit.install(stack)
+        done = torment(stack, seed, settings, rows, say)
+    finally:
+        stack.down()
+    done.findings.append(checks.nothing_runs(stack))
+    return done
+
+
+def torment(stack: Stack, seed: int, settings: Settings, rows: bytes, say: Say) -> Campaign:
+    """All but the end of a stack that has just been started."""
+    began, ledger = time.monotonic(), Ledger()
+    audit.install(stack)
+    try:
         with client_of(stack) as client:
             world = _world(client, rows)
-            say(f"seed {seed}: a stack in {folder}")
-            storm, recoveries = _torment(stack, client, world, ledger, seed, settings, say)
+            say(f"seed {seed}: a stack in {stack.state.root}")
+            storm, recoveries = _strike(stack, client, world, ledger, seed, settings, say)
         say(f"seed {seed}: {ledger.counts()} acknowledged; waiting until all is quiet")
         findings = _findings(stack, ledger, settings)
     finally:
-        ledger.save(folder / "ledger.json")
-        stack.down()
-    findings.append(checks.nothing_runs(stack))
+        ledger.save(stack.state.root.parent / "ledger.json")
     findings += [_answered(ledger), _timely(recoveries, settings)]
     took = time.monotonic() - began
-    return Campaign(seed, folder, ledger.counts(), ledger.answers, storm.done, recoveries, findings, took)
+    return Campaign(seed, ledger, storm.done, recoveries, findings, took)
 
 
 @contextmanager
@@ -92,9 +100,9 @@ def _world(client: httpx.Client, rows: bytes) -> World:
     return World(dataset, (MODEL, f"{jobs[0]}:sft", f"{jobs[1]}:dpo"))
 
 
-def _torment(
+def _strike(
     stack: Stack, client: httpx.Client, world: World, ledger: Ledger, seed: int, settings: Settings,
-    say: Callable[[str], None],
+    say: Say,
 ) -> tuple[Storm, list[Recovery]]:  # fmt: skip
     """Clients work throughout; when this returns they have the answer to whatever they asked."""
     stop, calm = threading.Event(), threading.Event()

@@ -23,7 +23,7 @@ def page(done: Sequence[Campaign], settings: Settings, command: str) -> str:
     """All of it; figures are of these campaigns alone."""
     acknowledged = Counter[str]()
     for campaign in done:
-        acknowledged.update(campaign.acknowledged)
+        acknowledged.update(campaign.ledger.counts())
     faults = sum(sum(campaign.faults.values()) for campaign in done)
     lines = [
         "# What the service promises, and what was seen",

@@ -123,10 +123,15 @@ class Stack:
             options="-c timezone=utc -c statement_timeout=20000", row_factory=namedtuple_row,
         )  # fmt: skip
 
-    def run_as_worker(self, *module: str) -> str:
-        """The output of `python -m MODULE` in a worker's environment; raises CalledProcessError."""
+    def sweep(self) -> str:
+        """What a sweep without any grace says, which asks that nobody uploads; raises CalledProcessError."""
+        return self._run_as_worker("workers.sweep", "--grace-seconds", "0")
+
+    def _run_as_worker(self, *module: str) -> str:
         pid = self.pids()["worker-cpu"]
         given = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+        # Uploads that no dataset names wait for this one, whatever the command says.
+        given.append("MPO_SWEEP_GRACE_SECONDS=0")
         command = ["env", "-i", *filter(None, given), sys.executable, "-m", *module]
         done = subprocess.run(command, cwd=CODE, capture_output=True, text=True, check=False)
         if done.returncode != 0:

@@ -6,7 +6,6 @@ from subprocess import CalledProcessError
 from experiments.chaos.checks import Finding
 from experiments.chaos.stack import Stack
 
-SWEEP = ("workers.sweep", "--grace-seconds", "0")
 _UPLOADS = "SELECT location FROM datasets WHERE deleted_at IS NULL AND location IS NOT NULL"
 _ARTIFACTS = "SELECT location, files FROM artifacts WHERE deleted_at IS NULL"
 _CHECKPOINTS = "SELECT checkpoint ->> 'location' AS location FROM runs WHERE checkpoint IS NOT NULL"
@@ -16,7 +15,7 @@ def no_orphan_file(stack: Stack) -> Finding:
     """After a sweep without grace."""
     promise = "no file is left that no row names"
     try:
-        stack.run_as_worker(*SWEEP)
+        stack.sweep()
     except CalledProcessError as error:
         return Finding(promise, f"the sweep ended with {error.returncode}", [error.stderr[-2000:]])
     store = stack.state.store
