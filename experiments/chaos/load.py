@@ -19,9 +19,13 @@ from experiments.chaos.stack import Stack
 
 WARM = ("sft", "dpo", "reward_model")
 FRESH = ("sft", "dpo", "reward_model", "ppo")
-MOST_QUEUED = {"cpu": 40, "gpu": 2}
+MOST_WAITING = {"runs": 10, "jobs": 4}
 LOOK_SECONDS = 0.5
 IDLE_SECONDS = 0.05
+_WAITING = """
+SELECT (SELECT count(*) FROM runs WHERE state = 'queued' AND slot = 'cpu') AS runs,
+       (SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')) AS jobs
+"""
 
 
 @dataclass(frozen=True)
@@ -36,23 +40,21 @@ class Backlog:
     """How long the queues are: clients add no more than is worked off, so that the end does not wait long."""
 
     def __init__(self, stack: Stack, calm: threading.Event) -> None:
-        self._stack, self._calm, self._queued = stack, calm, {"cpu": 0, "gpu": 0}
+        self._stack, self._calm, self._waiting = stack, calm, {"runs": 0, "jobs": 0}
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def has_room(self, slot: str) -> bool:
-        """Whether something may be added."""
-        return self._queued[slot] < MOST_QUEUED[slot]
+    def has_room(self, of: str) -> bool:
+        """Whether something may be added to the cpu slots' `runs`, or to the `jobs` that train."""
+        return self._waiting[of] < MOST_WAITING[of]
 
     def _watch(self) -> None:
         while not self._calm.wait(LOOK_SECONDS):
             try:
-                rows = self._stack.sql(
-                    "SELECT slot, count(*) AS n FROM runs WHERE state = 'queued' GROUP BY 1"
-                )
+                [now] = self._stack.sql(_WAITING)
             except (psycopg.Error, OSError):
                 continue
-            self._queued = {"cpu": 0, "gpu": 0} | {row.slot: row.n for row in rows}
+            self._waiting = {"runs": now.runs, "jobs": now.jobs}
 
 
 class Client:
@@ -70,10 +72,10 @@ class Client:
     def work(self, stop: threading.Event) -> None:
         """Until it is told to stop; what is under way is brought to its answer."""
         doings: list[tuple[Callable[[], None], int, str | None]] = [
-            (self.upload, 30, "cpu"),
+            (self.upload, 30, "runs"),
             (self.submit_cached, 50, None),
-            (self.submit_fresh, 8, "gpu"),
-            (self.compare, 2, "cpu"),
+            (self.submit_fresh, 8, "jobs"),
+            (self.compare, 2, "runs"),
             (self.cancel, 3, None),
             (self.pause_and_perhaps_resume, 3, None),
             (self.delete_job, 4, None),
@@ -81,8 +83,8 @@ class Client:
         ]
         weights = [weight for _, weight, _ in doings]
         while not stop.is_set():
-            [(act, _, slot)] = self._random.choices(doings, weights)
-            if slot is None or self._backlog.has_room(slot):
+            [(act, _, queue)] = self._random.choices(doings, weights)
+            if queue is None or self._backlog.has_room(queue):
                 act()
             else:
                 time.sleep(IDLE_SECONDS)

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import httpx
 
 from experiments.chaos import audit
+from experiments.chaos.audit import Change
 from experiments.chaos.settings import MODEL, PROMPT, long_method, quick_method
 from experiments.chaos.stack import NotInTime, Stack, send, wait_until
 
 TRIES = 5
 SECONDS = 120.0
 _EPOCHS = 400
-_ROWS = 100_000
+_ROWS = 400_000
 _numbers = itertools.count(1)
 
 
@@ -40,18 +41,24 @@ def measure(stack: Stack, client: httpx.Client, dataset: str, fault: str) -> Rec
         run_id, let_go = give(stack, client, dataset)
         try:
             at = _strike(stack, fault, run_id)
-            if at is not None:
-                return _recovered(stack, fault, run_id, at)
+            again = _next_sign(stack, run_id, at)
+            if again.state == "running":
+                attempt = stack.sql("SELECT attempt FROM runs WHERE id = %s", run_id)[0].attempt
+                return Recovery(fault, run_id, again.at - at, attempt)
         finally:
             let_go()
     raise NotInTime(f"{fault}: each run had ended before it could be struck, {TRIES} times")
 
 
-def _recovered(stack: Stack, fault: str, run_id: str, at: float) -> Recovery:
-    struck_at = at
-    again = audit.wait_for(stack, run_id, lambda c: c.at > struck_at and c.state == "running", SECONDS)
-    attempt = stack.sql("SELECT attempt FROM runs WHERE id = %s", run_id)[0].attempt
-    return Recovery(fault, run_id, again.at - at, attempt)
+def _next_sign(stack: Stack, run_id: str, at: float) -> Change:
+    """The claim after the blow, or the end of a run that the blow did not reach."""
+    signs = ("running", "succeeded")
+    ended = [change for change in audit.changes(stack, run_id) if change.state == "succeeded"]
+    return (
+        ended[0]
+        if ended
+        else audit.wait_for(stack, run_id, lambda change: change.at > at and change.state in signs, SECONDS)
+    )
 
 
 def _long_job(stack: Stack, client: httpx.Client, dataset: str) -> tuple[str, Callable[[], None]]:
@@ -79,7 +86,11 @@ def _long_upload(stack: Stack, client: httpx.Client, _dataset: str) -> tuple[str
     answer.raise_for_status()
     dataset = answer.json()["id"]
     run_id = stack.sql("SELECT run_id FROM datasets WHERE id = %s", dataset)[0].run_id
-    audit.wait_for(stack, run_id, lambda change: change.state == "running", SECONDS)
+
+    def is_worked_on() -> bool:
+        return any(p.run and p.run[0] == run_id for p in stack.table().values())
+
+    wait_until(is_worked_on, f"a child for {run_id}", SECONDS)
     return run_id, lambda: _let_go(client, "DELETE", f"/v1/datasets/{dataset}")
 
 
@@ -88,8 +99,8 @@ def _let_go(client: httpx.Client, method: str, path: str) -> None:
     client.request(method, path)
 
 
-def _strike(stack: Stack, fault: str, run_id: str) -> float | None:
-    """When; None where the run had ended before."""
+def _strike(stack: Stack, fault: str, run_id: str) -> float:
+    """Returns when, in seconds since 1970."""
     name, _, slot = fault.rpartition("-")
     at = time.time()
     if fault == "everything":
@@ -98,13 +109,11 @@ def _strike(stack: Stack, fault: str, run_id: str) -> float | None:
     elif name == "worker":
         send(stack.pids()[fault], signal.SIGKILL)
     else:
-        children = [p.pid for p in stack.family(f"worker-{slot}") if p.run and p.run[0] == run_id]
-        at = time.time()
-        for pid in children:
-            send(pid, signal.SIGKILL)
-    # Read after the blow: what has changed by then without it, had changed before.
-    before = [change for change in audit.changes(stack, run_id) if change.at < at]
-    return at if before[-1].state == "running" else None
+        for child in stack.family(f"worker-{slot}"):
+            if child.run and child.run[0] == run_id:
+                at = time.time()
+                send(child.pid, signal.SIGKILL)
+    return at
 
 
 def _outage(stack: Stack, client: httpx.Client, dataset: str) -> Recovery:
