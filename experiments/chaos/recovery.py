@@ -87,10 +87,11 @@ def _long_upload(stack: Stack, client: httpx.Client, _dataset: str) -> tuple[str
     dataset = answer.json()["id"]
     run_id = stack.sql("SELECT run_id FROM datasets WHERE id = %s", dataset)[0].run_id
 
-    def is_worked_on() -> bool:
-        return any(p.run and p.run[0] == run_id for p in stack.table().values())
+    def has_begun() -> bool:
+        child = any(p.run and p.run[0] == run_id for p in stack.table().values())
+        return child or audit.changes(stack, run_id)[-1].state == "succeeded"
 
-    wait_until(is_worked_on, f"a child for {run_id}", SECONDS)
+    wait_until(has_begun, f"a child for {run_id}", SECONDS)
     return run_id, lambda: _let_go(client, "DELETE", f"/v1/datasets/{dataset}")
 
 
