@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 # Bound to this folder: the scripts of a copied environment still name the folder that it was made in.
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help install lint format test demo example-data clean
+.PHONY: help install lint format test chaos demo example-data clean
 
 help: ## Say what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -33,6 +33,10 @@ format: install ## Put the code into the project's format.
 
 test: lint ## Everything that must hold before a change lands.
 	@$(PY) -m pytest --numprocesses=2 --dist=loadfile
+
+chaos: install ## Kill, freeze and stop every process while clients use a stack (a quarter of an hour); writes docs/reliability.md.
+	@TORMENT=long $(PY) -m pytest tests/end_to_end/test_faults.py
+	@$(PY) -m experiments.chaos --seeds 0 1 2 --least 5000 --docs docs
 
 demo: install ## Train a tiny model from start to end on this machine.
 	@$(PY) -m mpo_client.cli demo

@@ -14,7 +14,7 @@ STRUCK = {
     "child-cpu": "kill -9 of a validating child",
     "worker-gpu": "kill -9 of the gpu worker in training",
     "worker-cpu": "kill -9 of the cpu worker in a validation",
-    "everything": "kill -9 of every process, then `mpo up`",
+    "everything": "kill -9 of every process and `mpo up` again, from its `ready`",
     "postgres": "kill -9 of Postgres, until a submission is accepted",
 }
 

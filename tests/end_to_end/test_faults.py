@@ -36,8 +36,8 @@ WAIT_SECONDS = 240.0
 KILLS = 3
 ENDED = ("succeeded", "failed", "cancelled")
 LENGTHS = {"max_prompt_tokens": 64, "max_response_tokens": 48}
-DPO = {"kind": "dpo", "batch_pairs": 8, "epochs": 8, "checkpoint_seconds": 0, **LENGTHS}
-PPO = {"kind": "ppo", "episodes": 80, "rollout_prompts": 4, "epochs": 1, "mini_batches": 1} | {
+DPO = {"kind": "dpo", "batch_pairs": 8, "epochs": 5, "checkpoint_seconds": 0, **LENGTHS}
+PPO = {"kind": "ppo", "episodes": 48, "rollout_prompts": 4, "epochs": 1, "mini_batches": 1} | {
     "max_new_tokens": 8,
     "checkpoint_seconds": 0,
     **LENGTHS,
@@ -146,12 +146,14 @@ def tuned(service: Service) -> str:
     return f"{job}:dpo"
 
 
-def trained(service: Service) -> str:
-    """A job of a DPO, and a PPO that goes on from it, both with a checkpoint after every step."""
+def trained(service: Service, checkpoint_seconds: float) -> str:
+    """A job of a DPO, and a PPO that goes on from it."""
     reward_model = {"name": "rm", **REWARD_MODEL, "inputs": {"backbone": "tiny", "data": "rows"}}
     dpo = {"name": "dpo", **DPO, "inputs": {"policy": "tiny", "reference": "tiny", "data": "rows"}}
     roles = {"policy": "dpo", "reference": "dpo", "reward_model": "rm", "prompts": "rows"}
-    return service.submit([reward_model, dpo, {"name": "ppo", **PPO, "inputs": roles}])
+    stages = [dpo, {"name": "ppo", **PPO, "inputs": roles}]
+    often = {"checkpoint_seconds": checkpoint_seconds}
+    return service.submit([reward_model, *({**stage, **often} for stage in stages)])
 
 
 def kill_after_each_new_checkpoint(service: Service, run_id: str) -> None:
@@ -189,9 +191,9 @@ def dpo_job(service: Service, **changes: Any) -> tuple[str, str]:
 def test_three_kills_in_dpo_and_in_ppo_change_no_bit_of_the_weights(
     service: Service, another_owner: Service
 ) -> None:
-    undisturbed = trained(service)
+    undisturbed = trained(service, checkpoint_seconds=600)
     assert service.wait(f"/v1/jobs/{undisturbed}", *ENDED)["status"] == "succeeded"
-    killed = trained(another_owner)
+    killed = trained(another_owner, checkpoint_seconds=0)
     for stage in ("dpo", "ppo"):
         kill_after_each_new_checkpoint(another_owner, another_owner.run_of(killed, stage))
     assert another_owner.wait(f"/v1/jobs/{killed}", *ENDED)["status"] == "succeeded"
