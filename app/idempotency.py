@@ -84,7 +84,11 @@ class Once:
             turn.release()
 
 
-OnceDep = Annotated[Once, Depends(Once)]
+async def _once(request: Request, key: Key = None) -> Once:
+    return Once(request, key)
+
+
+OnceDep = Annotated[Once, Depends(_once)]
 
 
 def fingerprint_of(body: bytes) -> bytes:

@@ -44,11 +44,11 @@ class PageQuery:
         return self.order == "desc"
 
 
-def _page_query(limit: Limit = 20, after: After = None, order: Order = "desc") -> PageQuery:
+async def _page_query(limit: Limit = 20, after: After = None, order: Order = "desc") -> PageQuery:
     return PageQuery(limit, after, order)
 
 
-def _row_query(limit: Limit = 20, after: After = None, order: Order = "asc") -> PageQuery:
+async def _row_query(limit: Limit = 20, after: After = None, order: Order = "asc") -> PageQuery:
     return PageQuery(limit, after, order)
 
 

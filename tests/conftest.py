@@ -15,6 +15,7 @@ from alembic import command
 from fastapi.testclient import TestClient
 from sqlalchemy.engine import make_url
 
+from app.authentication import forget_callers
 from core import database, doorbell, storage
 from core.api_keys import new_secret
 from core.bootstrap import ensure_admin_key
@@ -167,6 +168,7 @@ def _forget() -> None:
     settings.cache_clear()
     storage.storage.cache_clear()
     doorbell._sender.cache_clear()
+    forget_callers()
 
 
 def _code() -> Path:

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.authentication import Caller
 from app.operations.schemas import KeyCreate, KeyView, QueueView, SlotView
+from app.authentication import forget_callers
 from core.api_keys import digest, new_secret, visible_prefix
 from core.database import Transaction
 from core.errors import NotFound
@@ -72,3 +73,4 @@ def delete_key(tx: Transaction, key_id: str) -> None:
     if key is None or key.deleted_at is not None:
         raise NotFound(f"There is no key {key_id!r}")
     key.deleted_at = tx.session.scalar(select(func.clock_timestamp()))
+    forget_callers()
