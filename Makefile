@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 # Bound to this folder: the scripts of a copied environment still name the folder that it was made in.
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help install lint format test chaos demo example-data clean
+.PHONY: help install lint format test chaos load demo example-data clean
 
 help: ## Say what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -40,6 +40,9 @@ chaos: install ## Kill, freeze and stop every process while clients use a stack 
 
 demo: install ## Train a tiny model from start to end on this machine.
 	@$(PY) -m mpo_client.cli demo
+
+load: install ## How many requests a second a whole stack on this machine takes.
+	@$(PY) -m bench.load
 
 example-data: install ## Make the example model and data anew.
 	@$(PY) -m examples.make_tiny

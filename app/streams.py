@@ -209,7 +209,9 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _poll(request: Request, wait: Wait = 0.0, if_none_match: Annotated[str | None, Header()] = None) -> Poll:
+async def _poll(
+    request: Request, wait: Wait = 0.0, if_none_match: Annotated[str | None, Header()] = None
+) -> Poll:
     return Poll(request, wait, if_none_match)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, select, update
+from sqlalchemy import ColumnElement, and_, case, func, literal_column, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from core.database import Transaction
@@ -53,7 +53,8 @@ def claim(tx: Transaction, slot: str, worker_id: str) -> ClaimedRun | None:
     """Take the best runnable run of a slot class, or None: by priority, its job's age, place in the plan."""
     best = (
         select(Run.id)
-        .where(Run.state == RunState.QUEUED, Run.slot == slot)
+        # Written out: a plan that is kept for any state could not use the queue's index.
+        .where(Run.state == literal_column("'queued'"), Run.slot == slot)
         .order_by(Run.priority.desc(), Run.age, Run.rank, Run.id)
         .limit(1)
         .with_for_update(skip_locked=True)

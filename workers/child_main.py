@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +31,7 @@ from workers.failures import failed
 
 NAMED_LIBRARIES = ("torch", "transformers", "trl", "numpy", "pyarrow")
 STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
+NICENESS = 10
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ class PipeReporter:
 def main(task: ChildTask, pipe: Connection, life: Connection) -> None:
     """Entry of the child process."""
     os.setsid()
+    _yield_to_answers()
     threading.Thread(target=_die_with_worker, args=(life,), daemon=True).start()
     reporter = PipeReporter(pipe, float(task.config.get("checkpoint_seconds", 300.0)))
     _log_to(task.log)
@@ -85,6 +88,17 @@ def main(task: ChildTask, pipe: Connection, life: Connection) -> None:
         outcome = _outcome(task, reporter)
         logger.info("ends: %s", outcome.code if isinstance(outcome, Failed) else type(outcome).__name__)
     pipe.send(outcome)
+
+
+def _yield_to_answers() -> None:
+    """Take what API, database and workers leave of the processor: a run takes minutes, an answer milliseconds.
+
+    Where nobody else wants it, nothing changes.
+    """
+    os.nice(NICENESS)
+    # Linux weighs sessions, and within them processes, where it groups by session: this child has its own.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def _outcome(task: ChildTask, reporter: PipeReporter) -> Done | Stopped | Failed:

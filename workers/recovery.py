@@ -4,7 +4,7 @@ import logging
 import time
 from threading import Event, Thread
 
-from sqlalchemy import select, text
+from sqlalchemy import literal_column, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from core import queue, tallies
@@ -13,7 +13,6 @@ from core.database import Transaction, open_transaction
 from core.heartbeats import beat, sign_off
 from core.idempotency import purge_keys
 from core.settings import settings
-from core.states import RunState
 from core.tables import Run
 from workers.sweeper import Sweeper
 
@@ -84,4 +83,6 @@ class Recovery:
 
 
 def _slots_with_work(tx: Transaction) -> list[str]:
-    return list(tx.session.scalars(select(Run.slot).where(Run.state == RunState.QUEUED).distinct()))
+    return list(
+        tx.session.scalars(select(Run.slot).where(Run.state == literal_column("'queued'")).distinct())
+    )

@@ -6,9 +6,8 @@ from typing import Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.authentication import Caller
+from app.authentication import Caller, forget_callers
 from app.operations.schemas import KeyCreate, KeyView, QueueView, SlotView
-from app.authentication import forget_callers
 from core.api_keys import digest, new_secret, visible_prefix
 from core.database import Transaction
 from core.errors import NotFound

@@ -23,6 +23,7 @@ class Job(Versioned, Base):
     __table_args__ = (
         CheckConstraint(one_of("status", JobState), name="status"),
         Index("ix_jobs_owner_id", "owner", "id"),
+        Index("ix_jobs_open", "owner", postgresql_where=text("status IN ('queued', 'running', 'paused')")),
         Index("ix_jobs_dataset_id", "dataset_id"),
         Index("ix_jobs_labels", "labels", postgresql_using="gin"),
         Index("ix_jobs_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
