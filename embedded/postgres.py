@@ -74,6 +74,12 @@ def server_program(data: Path, sockets: Path, log: Path, environment: dict[str, 
         "-c", "listen_addresses=",
         "-c", "max_connections=200",
         "-c", "log_checkpoints=off",
+        "-c", "shared_buffers=256MB",
+        # A checkpoint makes every page that is written after it go to the log whole.
+        "-c", "max_wal_size=2GB",
+        "-c", "checkpoint_timeout=15min",
+        # Its compiler costs short statements more than they take.
+        "-c", "jit=off",
     )  # fmt: skip
     # SIGTERM would wait for every client to leave; SIGINT ends their sessions and stops cleanly.
     return Program(

@@ -15,6 +15,7 @@ from embedded.state import StateFolder
 from embedded.supervisor import Program
 
 API = "api"
+MOST_API_PROCESSES = 2
 HOST = "127.0.0.1"
 MIGRATE_SECONDS = 120.0
 READY_SECONDS = 60.0
@@ -57,7 +58,9 @@ class Services:
         server = ("uvicorn", "app.main:app", "--host", HOST, "--port", str(self.port), "--no-access-log")
         # What uvicorn says before our logging is set up has a format of its own.
         quiet = ("--log-level", "warning")
-        arguments = (*server, *quiet, "--timeout-graceful-shutdown", str(GRACEFUL_API_SECONDS))
+        # One process uses one core: Python runs one thread at a time.
+        several = ("--workers", str(min(MOST_API_PROCESSES, self.cores)))
+        arguments = (*server, *several, *quiet, "--timeout-graceful-shutdown", str(GRACEFUL_API_SECONDS))
         figures = self.state.scratch / "figures"
         figures.mkdir(exist_ok=True)
         return self._python(

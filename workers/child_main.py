@@ -91,7 +91,7 @@ def main(task: ChildTask, pipe: Connection, life: Connection) -> None:
 
 
 def _yield_to_answers() -> None:
-    """Take what API, database and workers leave of the processor: a run takes minutes, an answer milliseconds.
+    """Take what API, database and workers leave of the processor: runs take minutes, answers milliseconds.
 
     Where nobody else wants it, nothing changes.
     """
