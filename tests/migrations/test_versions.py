@@ -26,11 +26,11 @@ def test_the_migrated_database_has_the_tables_of_the_code() -> None:
 
 @pytest.mark.usefixtures("settings_env")
 def test_a_step_down_and_up_again_leaves_the_same_schema() -> None:
-    before = _columns()
+    before = _schema()
     command.downgrade(alembic_config(), "-1")
-    assert _columns() != before
+    assert _schema() != before
     command.upgrade(alembic_config(), "head")
-    assert _columns() == before
+    assert _schema() == before
 
 
 @pytest.mark.parametrize("version", sorted(VERSIONS.glob("0*.py")), ids=lambda path: path.stem)
@@ -41,10 +41,14 @@ def test_a_migration_does_not_depend_on_tables_that_will_change(version: Path) -
     assert not [name for name in imported if name and name.split(".")[0] in ("core", "app", "workers", "mpo")]
 
 
-def _columns() -> dict[str, list[str]]:
+def _schema() -> dict[str, list[str]]:
+    """Names of columns and indexes by table, and of triggers."""
     dispose()
     with engine().connect() as connection:
         found = inspect(connection)
-        names = {t: sorted(c["name"] for c in found.get_columns(t)) for t in found.get_table_names()}
+        names = {
+            table: sorted(str(p["name"]) for p in (*found.get_columns(table), *found.get_indexes(table)))
+            for table in found.get_table_names()
+        }
         triggers = connection.execute(text("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal"))
         return {**names, "triggers": sorted(triggers.scalars())}
