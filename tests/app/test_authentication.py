@@ -1,17 +1,20 @@
 """Who may call what: every route, without a key, with a wrong one, and with too little scope."""
 
 import re
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 
+from app import authentication
 from app.main import ROUTERS
 from core.database import open_transaction
 from core.ids import new_id
-from core.tables import Comparison, StageRow
+from core.tables import ApiKey, Comparison, StageRow
 from tests.factories import make_dataset, make_job, make_key, make_trained_model
 
 ADMIN_ONLY = {("POST", "/v1/models"), ("POST", "/v1/keys"), ("DELETE", "/v1/keys/{key_id}")}
@@ -131,3 +134,29 @@ def test_another_owner_finds_nothing_by_any_route(client: TestClient, theirs: di
             status, body = named[path]
             response = client.request(method, target, json=body, headers=bob)
             assert response.status_code == status, f"{where}: {response.text}"
+
+
+def test_a_key_that_was_deleted_or_has_expired_is_refused_although_it_was_known(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = make_key("read")
+    assert client.get("/v1/datasets", headers=headers).status_code == 200
+    with open_transaction() as tx:
+        # As another process does it: this one knows the key still.
+        tx.session.execute(update(ApiKey).where(ApiKey.name == "test").values(deleted_at=func.now()))
+    now = time.monotonic()
+    monkeypatch.setattr(authentication.time, "monotonic", lambda: now + authentication.TRUSTED_SECONDS)
+    assert client.get("/v1/datasets", headers=headers).status_code == 401
+
+
+def test_a_known_key_is_trusted_no_longer_than_it_lasts(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authentication, "TRUSTED_SECONDS", 3600.0)
+    headers = make_key("read")
+    with open_transaction() as tx:
+        soon = func.clock_timestamp() + timedelta(seconds=60)
+        tx.session.execute(update(ApiKey).where(ApiKey.name == "test").values(expires_at=soon))
+    assert client.get("/v1/datasets", headers=headers).status_code == 200
+    (known,) = authentication._known.values()
+    assert 0 < known.until - time.monotonic() <= 60
