@@ -31,7 +31,7 @@ from workers.failures import failed
 
 NAMED_LIBRARIES = ("torch", "transformers", "trl", "numpy", "pyarrow")
 STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
-NICENESS = 10
+NICENESS = 5
 
 logger = logging.getLogger(__name__)
 

@@ -128,7 +128,9 @@ class JobView(BaseModel):
     labels: dict[str, str]
     stages: list[StageView]
     models: dict[str, str]
-    queue_position: int | None
+    queue_position: int | None = Field(
+        description="Place from 1 in the queue of its slot class; null too where over a thousand come first."
+    )
     pause: Pause | None
     progress: Progress
     created_at: Seconds
