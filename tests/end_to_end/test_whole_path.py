@@ -242,13 +242,13 @@ def test_a_cancelled_job_ends_at_once_and_its_stage_with_it(
     assert stack.upload(example_rows(10), "after the cancel")["status"] == "ready"
 
 
-def test_a_second_stack_beside_the_first_does_the_whole_job_too(stack: RunningStack, tmp_path: Path) -> None:
+def test_a_second_stack_beside_the_first_does_its_own_job(stack: RunningStack, tmp_path: Path) -> None:
     with running_stack(tmp_path / "two") as other:
         assert other.url != stack.url
         ready = other.upload(example_rows(80))
-        done = other.wait_for(
-            f"/v1/jobs/{other.submit(spec(ready['id']))['id']}", {"succeeded", "failed", "cancelled"}
-        )
+        brief = {"type": "sft", "sft": QUICK_METHOD["sft"]}
+        submitted = other.submit(spec(ready["id"], method=brief))
+        done = other.wait_for(f"/v1/jobs/{submitted['id']}", {"succeeded", "failed", "cancelled"})
         assert done["status"] == "succeeded", done["error"]
         assert other.get("/v1/jobs")["data"][0]["id"] == done["id"]
         assert stack.client.get(f"/v1/jobs/{done['id']}").status_code == 401 or (
