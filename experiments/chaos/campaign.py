@@ -23,6 +23,7 @@ from experiments.chaos.store_check import no_orphan_file
 
 WARM_SECONDS = 180.0
 ANSWER_SECONDS = 30.0
+_TRAINS = "SELECT 1 FROM runs WHERE slot = 'gpu' AND state IN ('queued', 'running')"
 TIMELY = "work goes on within a lease and 5 s"
 
 Say = Callable[[str], None]
@@ -120,7 +121,9 @@ def _strike(
         thread.start()
     try:
         storm.rage(schedule(seed, settings))
+        backlog.train_no_more()
         wait_until(lambda: _is_whole(stack, client), "a whole stack after the storm", WARM_SECONDS)
+        wait_until(lambda: not stack.sql(_TRAINS), "an idle gpu slot", WARM_SECONDS)
         for fault in settings.lone:
             recoveries.append(measure(stack, client, world.dataset, fault))
             say(f"{fault} killed: gone on after {recoveries[-1].seconds:.2f} s")

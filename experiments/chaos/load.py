@@ -41,12 +41,17 @@ class Backlog:
 
     def __init__(self, stack: Stack, calm: threading.Event) -> None:
         self._stack, self._calm, self._waiting = stack, calm, {"runs": 0, "jobs": 0}
+        self._trains = True
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def has_room(self, of: str) -> bool:
         """Whether something may be added to the cpu slots' `runs`, or to the `jobs` that train."""
-        return self._waiting[of] < MOST_WAITING[of]
+        return self._waiting[of] < MOST_WAITING[of] and (self._trains or of != "jobs")
+
+    def train_no_more(self) -> None:
+        """From now on the gpu slot is for whoever measures how soon it works again."""
+        self._trains = False
 
     def _watch(self) -> None:
         while not self._calm.wait(LOOK_SECONDS):
