@@ -58,8 +58,15 @@ class Recovery:
             except SQLAlchemyError as error:
                 self._up_since = None
                 logger.warning("recovery: the database is away: %s", type(error).__name__)
-            if self._stopping.wait(settings().recovery_seconds):
+            if self._stopping.wait(self._pause()):
                 return
+
+    def _pause(self) -> float:
+        """Seconds to the next pass: the one that may expire leases comes as soon as it may."""
+        if self._up_since is None:
+            return settings().recovery_seconds
+        of_grace = self._up_since + settings().lease_seconds - time.monotonic()
+        return min(settings().recovery_seconds, of_grace) if of_grace > 0 else settings().recovery_seconds
 
     def pass_once(self) -> None:
         """Expire leases, carry finished runs to their jobs, ring for what waits."""
