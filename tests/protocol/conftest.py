@@ -8,20 +8,20 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from core import database
-from tests.protocol import specs, world
 from tests.protocol.interruptions import watch
+from tests.protocol.world import CLOCK
+from workers import recovery
 
 
 @pytest.fixture
-def admin(
-    settings_env: pytest.MonkeyPatch, database_url: str
-) -> Iterator["psycopg.Connection[Any]"]:
+def admin(settings_env: pytest.MonkeyPatch, database_url: str) -> Iterator["psycopg.Connection[Any]"]:
     """Every ring of the doorbell is lost: a delay and nothing else, so the sequences do without."""
     from app.jobs import leaves
 
     settings_env.setattr(database, "ring", lambda _: None)
     # Rows lie in no store here; what is read of them is whether they hold messages.
     settings_env.setattr(leaves, "_has_messages", lambda _: False)
+    settings_env.setattr(recovery, "time", CLOCK)
     watch(database.engine())
     url = make_url(database_url)
     with psycopg.connect(

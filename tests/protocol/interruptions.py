@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 20
 
 
 class Interruption:
-    """One action before the `at`-th point (from 1): points are a thread's statements and COMMITs, in order."""
+    """One action before the `at`-th point (from 1): the statements and COMMITs of a thread, in order."""
 
     def __init__(self, at: int, action: Action) -> None:
         self._at, self._action, self._seen, self.fired = at, action, 0, False

@@ -16,8 +16,9 @@ Row = dict[str, Any]
 JOBS = "SELECT id, owner, status, pause, priority, error, event_counter, deleted_at FROM jobs"
 STAGES = "SELECT job_id, name, status, cached, run_id, artifacts, key, started_at FROM stages"
 RUNS = (
-    "SELECT id, owner, key, job_id, kind, state, fence, applied, attempt, priority, crashes_without_progress, "
-    "leases_lost_without_progress, checkpoint, finished_at, lease_until FROM runs ORDER BY id"
+    "SELECT id, owner, key, job_id, kind, state, fence, applied, attempt, priority, "
+    "crashes_without_progress, leases_lost_without_progress, checkpoint, finished_at, lease_until "
+    "FROM runs ORDER BY id"
 )
 ARTIFACTS = "SELECT id, owner, key, output, run_id, location, deleted_at FROM artifacts"
 REFERENCES = "SELECT artifact_id, job_id, stage_name FROM artifact_references"
@@ -98,7 +99,9 @@ def artifacts(now: Snapshot) -> None:
         by_run.setdefault(artifact["run_id"], []).append(artifact)
     for run in now.runs.values():
         found = by_run.get(run["id"], [])
-        assert (run["state"] == "succeeded") == bool(found), f"{run['state']} with {len(found)} artifacts: {run}"
+        assert (run["state"] == "succeeded") == bool(found), (
+            f"{run['state']} with {len(found)} artifacts: {run}"
+        )
         outputs = [artifact["output"] for artifact in found]
         assert len(outputs) == len(set(outputs)), f"published twice: {run}"
         if run["kind"] != "validate_dataset":

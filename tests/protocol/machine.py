@@ -15,7 +15,7 @@ from tests.protocol.world import OWNERS, SLOTS, Worker, World
 MOST_JOBS = 4
 
 indices = st.integers(0, 2)
-points = st.integers(1, 14)
+points = st.integers(1, 20)
 seldom = st.integers(0, 5).map(lambda n: n == 0)
 specs_ = st.sampled_from(specs.ALL)
 owners = st.sampled_from([OWNERS[0], OWNERS[0], OWNERS[1]])
@@ -27,19 +27,24 @@ class Protocol(RuleBasedStateMachine):
     """One sequence: a fresh world, some twenty steps, then everything is let run to its end."""
 
     admin: ClassVar["psycopg.Connection[Any]"]
-    clock_of: ClassVar[Callable[[World], None]]
     sequences: ClassVar[int] = 0
 
     def __init__(self) -> None:
         super().__init__()
         self.world = World(self.admin)
-        type(self).clock_of(self.world)
         self.history = Invariants()
 
-    @initialize(spec=specs_)
-    def begin(self, spec: specs.Spec) -> None:
-        """There is always something to do."""
-        self.world.submit(OWNERS[0], spec, 0)
+    @initialize(spec=specs_, twins=st.booleans(), done=st.integers(0, 3))
+    def begin(self, spec: specs.Spec, twins: bool, done: int) -> None:
+        """One job or two that share all, some stages done, and one claimed."""
+        world = self.world
+        for _ in range(1 + twins):
+            world.submit(OWNERS[0], spec, 0)
+        for left in range(done, -1, -1):
+            for slot in SLOTS:
+                world.claim_and_tell(world.workers[0], slot)
+            if left and world.workers[0].claimed:
+                world.publish_and_tell(world.workers[0])
 
     @precondition(lambda self: len(self.world.jobs) < MOST_JOBS)
     @rule(owner=owners, spec=specs_, dataset=indices, priority=indices, pauses=st.booleans())
@@ -67,11 +72,8 @@ class Protocol(RuleBasedStateMachine):
     @rule(worker=indices, slot=st.sampled_from(SLOTS), quietly=seldom)
     def claim(self, worker: int, slot: str, quietly: bool) -> None:
         """quietly: the worker stops between the claim and telling the jobs."""
-        chosen = self.world.workers[worker]
-        if chosen.claimed is None:
-            self._do(lambda: self.world.claim(chosen, slot))
-            if chosen.claimed is not None and not quietly:
-                self._do(lambda: self.world.apply(chosen))
+        chosen, world = self.world.workers[worker], self.world
+        self._do(lambda: (world.claim if quietly else world.claim_and_tell)(chosen, slot))
 
     @rule(worker=indices, step=st.integers(0, 19), tells=st.integers(0, 3))
     def work(self, worker: int, step: int, tells: int) -> None:
@@ -93,6 +95,16 @@ class Protocol(RuleBasedStateMachine):
         """A pass, some time after whatever came before."""
         self.world.clock.now += seconds
         self._do(lambda: self.world.recover(number))
+
+    @rule(worker=indices, slot=st.sampled_from(SLOTS), other=indices)
+    def freeze(self, worker: int, slot: str, other: int) -> None:
+        """A worker stands still past its lease; another one may take the run over. The first will go on."""
+        world = self.world
+        world.lapse()
+        for _ in range(2):
+            world.clock.now += 16.0
+            self._do(lambda: world.recover(0))
+        self._do(lambda: world.claim_and_tell(world.workers[other], slot))
 
     @rule()
     def lapse(self) -> None:
@@ -118,15 +130,34 @@ class Protocol(RuleBasedStateMachine):
         how=st.tuples(st.integers(0, 11), st.integers(0, 11)),
         at=points,
     )
-    def overlap(
-        self, first: int, second: int, who: tuple[int, int], how: tuple[int, int], at: int
-    ) -> None:
+    def overlap(self, first: int, second: int, who: tuple[int, int], how: tuple[int, int], at: int) -> None:
         """Two things at once: one is stopped at a point while the other is done."""
-        works = [self._anything(first, who[0], how[0]), self._anything(second, who[1], how[1])]
         if first >= 6 and second >= 6 and self._worker(who[0]) is self._worker(who[1]):
             return  # a worker does one thing at a time
-        one, other = (lambda work=work: self._do(work) for work in works)  # type: ignore[misc]
-        self.world.faults.overlap(one, other, at)
+        self._race(self._anything(first, who[0], how[0]), self._anything(second, who[1], how[1]), at)
+
+    @precondition(lambda self: len(self.world.jobs) < MOST_JOBS and self._worker(0))
+    @rule(spec=specs_, urgent=st.booleans(), who=indices, at=st.integers(8, 30), ends=st.integers(0, 19))
+    def join(self, spec: specs.Spec, urgent: bool, who: int, at: int, ends: int) -> None:
+        """A job comes to wait for a run at the instant that the run ends, or is taken away."""
+        worker, world = self._worker(who), self.world
+        assert worker is not None
+        ending = self._change(who, ends, dies=False) if ends < 5 else lambda: world.publish_and_tell(worker)
+        self._race(self._submission(OWNERS[0], spec, 0, int(urgent)), ending, at)
+
+    @precondition(lambda self: self._worker(0) is not self._worker(1))
+    @rule(at=st.integers(1, 16), tells=st.booleans())
+    def end_together(self, at: int, tells: bool) -> None:
+        """Two workers publish at once; tells: or tell the jobs once more."""
+        one, other = self._worker(0), self._worker(1)
+        assert one is not None
+        assert other is not None
+        world = self.world
+        work = world.apply if tells else world.publish_and_tell
+        self._race(lambda: work(one), lambda: world.publish_and_tell(other), at)
+
+    def _race(self, one: Work, other: Work, at: int) -> None:
+        self.world.faults.overlap(lambda: self._do(one), lambda: self._do(other), at)
         # What was queued meanwhile began from a checkpoint that may have been replaced meanwhile.
         self.history.before = None
 
@@ -198,5 +229,5 @@ class Protocol(RuleBasedStateMachine):
         if worker is None:
             return lambda: None
         if work < 8:
-            return lambda: (world.publish(worker), world.apply(worker))  # type: ignore[func-returns-value]
+            return lambda: world.publish_and_tell(worker)
         return self._step(worker, how + 5)

@@ -1,4 +1,4 @@
-"""The service in one process: workers, recoveries, clients, each doing what the real ones do, call by call."""
+"""The service in one process: workers, recoveries, clients, doing what the real ones do, call by call."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from core.errors import ServiceError
 from core.ids import new_id
 from core.settings import settings
 from core.storage import StoredFile
-from core.tables import BaseModelRow, Dataset, Job, Run
+from core.tables import BaseModelRow, Dataset, Job
 from core.work_items import ClaimedRun, NewArtifact
 from mpo.plan import OUTPUTS
 from tests.protocol import specs
@@ -51,6 +51,9 @@ class Clock:
         return self.now
 
 
+CLOCK = Clock()
+
+
 @dataclass
 class Worker:
     """A slot of a worker process: the run that it believes to hold."""
@@ -67,7 +70,6 @@ class World:
     """All that acts; what it knows beyond the database is what clients were told."""
 
     admin: "psycopg.Connection[Any]"
-    clock: Clock = field(default_factory=Clock)
     workers: list[Worker] = field(default_factory=lambda: [Worker(f"wrk_{n}") for n in range(3)])
     jobs: list[str] = field(default_factory=list)
     cancelled: set[str] = field(default_factory=set)
@@ -77,6 +79,7 @@ class World:
     renewable_since: float = 0.0
 
     def __post_init__(self) -> None:
+        self.clock = CLOCK
         self.admin.execute(EMPTY)
         self.faults = Faults(self.admin)
         self.recoveries = [Recovery(f"wrk_{n}", "cpu", 1) for n in range(2)]
@@ -158,11 +161,25 @@ class World:
     # What workers do.
 
     def claim(self, worker: Worker, slot: str) -> None:
-        """Begin the best run; the jobs do not know yet."""
+        """Begin the best run, where nothing is being done; the jobs do not know yet."""
+        if worker.claimed is not None:
+            return
         with open_transaction() as tx:
             claimed = queue.claim(tx, slot, worker.name)
         if claimed is not None:
             worker.claimed, worker.keeper, worker.ended = claimed, LeaseKeeper(claimed, lambda: ""), False
+
+    def claim_and_tell(self, worker: Worker, slot: str) -> None:
+        """As a worker does that nothing befalls; one that is busy claims nothing."""
+        if worker.claimed is None:
+            self.claim(worker, slot)
+            if worker.claimed is not None:
+                self.apply(worker)
+
+    def publish_and_tell(self, worker: Worker) -> None:
+        """Likewise."""
+        self.publish(worker)
+        self.apply(worker)
 
     def apply(self, worker: Worker) -> None:
         """Tell the jobs; after its end the worker is free."""
@@ -265,24 +282,28 @@ class World:
             self.clock.now += settings().lease_seconds + 1
             for number in range(len(self.recoveries)):
                 self.recover(number)
-        moved = True
-        while moved:
-            moved = any([self._work_off(slot) for slot in SLOTS])
-            self.recover(0)
-            for job_id in self.paused():
-                self.resume(job_id)
-                moved = True
+        while self._work_off() or self._resume_paused() or self._recover_and_work():
+            pass
 
-    def _work_off(self, slot: str) -> bool:
+    def _resume_paused(self) -> bool:
+        paused = self.paused()
+        for job_id in paused:
+            self.resume(job_id)
+        return bool(paused)
+
+    def _recover_and_work(self) -> bool:
+        self.recover(0)
+        return self._work_off()
+
+    def _work_off(self) -> bool:
         worker, worked = self.workers[0], False
-        while True:
+        for slot in (*SLOTS, SLOTS[0]):
             self.claim(worker, slot)
-            if worker.claimed is None:
-                return worked
-            self.apply(worker)
-            self.publish(worker)
-            self.apply(worker)
-            worked = True
+            while worker.claimed is not None:
+                self.publish_and_tell(worker)
+                self.claim(worker, slot)
+                worked = True
+        return worked
 
     def owner_of(self, job_id: str) -> str:
         """A job's owner."""
@@ -295,9 +316,8 @@ class World:
             return list(session.scalars(select(Job.id).where(Job.status == "paused").order_by(Job.id)))
 
     def running(self) -> set[str]:
-        """Ids of the runs that are being done."""
-        with open_session() as session:
-            return set(session.scalars(select(Run.id).where(Run.state == "running")))
+        """Ids of the runs that are being done; whatever interrupts the service, the answer comes."""
+        return {row[0] for row in self.admin.execute("SELECT id FROM runs WHERE state = 'running'")}
 
     def _apply(self, runs: list[str]) -> None:
         for run_id in runs:
