@@ -81,10 +81,10 @@ class Faults:
             raise OperationalError("COMMIT", None, psycopg.OperationalError("the connection was lost"))
         self.lose_connection(connection, commit)
 
-    def overlap(self, first: Callable[[], None], second: Callable[[], None], at: int) -> None:
+    def overlap(self, first: Callable[[], None], second: Callable[[], None], at: int) -> bool:
         """Stop the first before its `at`-th point; do the second until it ends or waits; let the first go on.
 
-        Raises what either of them raised.
+        Returns whether the first has so many points; raises what either of them raised.
         """
         reached, go_on, errors = Event(), Event(), []
 
@@ -101,8 +101,8 @@ class Faults:
             finally:
                 ended.set()
 
-        ended = Event()
-        threads = [Thread(target=run, args=(first, Interruption(at, stop), reached))]
+        ended, interruption = Event(), Interruption(at, stop)
+        threads = [Thread(target=run, args=(first, interruption, reached))]
         threads[0].start()
         assert reached.wait(PATIENCE_SECONDS)
         threads.append(Thread(target=run, args=(second, None, ended)))
@@ -115,6 +115,7 @@ class Faults:
             assert not thread.is_alive(), "two operations wait for each other"
         if errors:
             raise errors[0]
+        return interruption.fired
 
     def _somebody_waits(self) -> bool:
         waiting = (

@@ -11,7 +11,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.protocol.machine import Protocol
 
 SEQUENCES = int(os.environ.get("MPO_SEQUENCES", "100"))
-STEPS = 25
+STEPS = 15 if SEQUENCES <= 100 else 25
 
 
 def test_any_sequence_keeps_the_protocol(

@@ -1,4 +1,4 @@
-"""Faults of the protocol that are easy to make: each is planted, and the machine of `test_model` finds it."""
+"""Faults of the protocol that are easy to make: each is planted, and found by a race and by the machine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,64 +9,159 @@ import pytest
 
 from core import aftermath, job_rows, queue, work_lookup
 from tests.mpo.planting import planted
+from tests.protocol import specs, test_races, test_same_instant, test_shared_stages
+from tests.protocol.invariants import Invariants, Snapshot
 from tests.protocol.machine import Protocol
-from tests.protocol.test_model import check
+from tests.protocol.test_model import SEQUENCES, check
+from tests.protocol.world import World
 from workers.recovery import Recovery
 
-SEQUENCES = 300
+Admin = psycopg.Connection[Any]
+IN_CHAOS = 2_000
+"""With as many sequences to search in, the machine has to find every fault by itself."""
+
+
+def a_late_attempt(admin: Admin) -> None:
+    world, history = World(admin), Invariants()
+    frozen, other = world.workers[:2]
+    world.submit("ann", specs.short, 0)
+    world.claim_and_tell(frozen, "cpu")
+    world.lapse()
+    for _ in range(2):
+        world.clock.now += 16
+        world.recover(0)
+    world.claim_and_tell(other, "cpu")
+    history.check(Snapshot.take(admin), world.jobs, world.cancelled)
+    assert not world.do(lambda: world.publish(frozen)), "a late attempt has published"
+
+
+def a_job_that_joins(admin: Admin) -> None:
+    test_races.test_a_job_that_comes_to_wait_misses_nothing(admin, test_races.published, 0)
+
+
+def an_urgent_job_that_joins(admin: Admin) -> None:
+    test_races.test_a_job_that_comes_to_wait_misses_nothing(admin, test_races.given_back, 1)
+
+
+def two_publishers(admin: Admin) -> None:
+    world = World(admin)
+    test_same_instant.finish_first_stage(world)
+    test_same_instant.test_wherever_one_of_them_stops_while_the_other_publishes(world, 1)
+
+
+def an_outage(admin: Admin) -> None:
+    world = World(admin)
+    world.submit("ann", specs.short, 0)
+    world.claim_and_tell(world.workers[0], "cpu")
+    world.recover(0)
+    world.outage(60)
+    world.recover(0)
+
+
+def a_cut_publisher(admin: Admin) -> None:
+    """Its worker dies as soon as it has published, for a job that waits too."""
+    test_shared_stages.test_the_other_job_ends_as_if_alone(admin, test_shared_stages.published_and_unknown)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, in which function, at which place of its source."""
+    """What is wrong, in which function, at which place of its source, what finds it, and as what."""
 
     name: str
     function: Callable[..., Any]
     text: str
     fault: str
+    finder: Callable[[Any], None]
+    found: str
 
 
 FAULTS = [
-    Fault("a late attempt may publish", queue._held, "Run.fence == claimed.fence, ", ""),
-    Fault("a claim keeps the fence", queue.claim, "fence=Run.fence + 1", "fence=Run.fence"),
+    Fault(
+        "a late attempt may publish",
+        queue._held,
+        "Run.fence == claimed.fence, ",
+        "",
+        a_late_attempt,
+        "a late attempt has published",
+    ),
+    Fault(
+        "a claim keeps the fence",
+        queue.claim,
+        "fence=Run.fence + 1",
+        "fence=Run.fence",
+        a_late_attempt,
+        "attempts without a claim",
+    ),
     Fault(
         "no second look after the INSERT",
         work_lookup.find_run,
         "if current_artifacts(tx, job.owner, stage.key):",
         "if False:",
+        a_job_that_joins,
+        "done again",
     ),
     Fault(
         "a run is waited for without a lock",
         work_lookup._join_live_run,
         "held.with_for_update(read=not raised, key_share=raised)",
         "held",
-    ),
-    Fault("a job is moved without its lock", job_rows.lock_job, ".with_for_update()", ""),
-    Fault(
-        "leases expire without grace",
-        Recovery.pass_once,
-        "queue.expire_leases(tx) if database_seen else []",
-        "queue.expire_leases(tx)",
+        a_job_that_joins,
+        "as all were told",
     ),
     Fault(
-        "a state that came later counts as told",
-        aftermath.apply_run,
-        "Run.state == run.state, Run.fence == run.fence, ",
-        "",
+        "a waiting job does not raise the priority",
+        work_lookup._join_live_run,
+        "if raised:",
+        "if False:",
+        an_urgent_job_that_joins,
+        "less urgent",
     ),
     Fault(
         "only the run's own job is told",
         job_rows.jobs_waiting_on,
         "select(StageRow.job_id).where(StageRow.run_id == run.id)",
         "[run.job_id]",
+        a_job_that_joins,
+        "as all were told",
     ),
-    Fault("a waiting job does not raise the priority", work_lookup._join_live_run, "if raised:", "if False:"),
-    Fault("a key's checkpoint is forgotten", queue.enqueue, '"checkpoint": checkpoint', '"checkpoint": None'),
+    Fault(
+        "a job is moved without its lock",
+        job_rows.lock_job,
+        ".with_for_update()",
+        "",
+        two_publishers,
+        "duplicate key|StaleDataError|wait|events of",
+    ),
+    Fault(
+        "leases expire without grace",
+        Recovery.pass_once,
+        "queue.expire_leases(tx) if database_seen else []",
+        "queue.expire_leases(tx)",
+        an_outage,
+        "before their workers could renew",
+    ),
+    Fault(
+        "a run counts as told before anyone is",
+        aftermath.unapplied_runs,
+        "Run.applied.is_(False)",
+        "Run.applied",
+        a_cut_publisher,
+        "the other one|left behind",
+    ),
 ]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
-def test_a_planted_fault_is_found(fault: Fault, admin: "psycopg.Connection[Any]") -> None:
+def test_a_planted_fault_is_found(fault: Fault, admin: Admin) -> None:
+    with planted(fault.function, fault.text, fault.fault), pytest.raises(Exception, match=fault.found):
+        fault.finder(admin)
+
+
+@pytest.mark.parametrize(
+    "fault", FAULTS if SEQUENCES >= IN_CHAOS else FAULTS[1:2], ids=lambda fault: fault.name.replace(" ", "-")
+)
+def test_the_machine_finds_it(fault: Fault, admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
     with planted(fault.function, fault.text, fault.fault), pytest.raises(Exception) as found:  # noqa: PT011
         check(admin, SEQUENCES, shrink=False)
-    print(fault.name, Protocol.sequences, str(found.value)[:150])
+    with capsys.disabled():
+        print(f"\n{fault.name}: found by sequence {Protocol.sequences}: {str(found.value)[:100]}")

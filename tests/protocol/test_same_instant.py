@@ -44,13 +44,16 @@ def diamond(seed: int) -> Any:
 def world(admin: "psycopg.Connection[Any]") -> World:
     """All rounds' first stage is done."""
     made = World(admin)
-    made.submit("ann", diamond(0), 0)
-    end(made, "cpu")
-    both = both_claimed(made)
-    for worker in both:
-        end_claimed(made, worker)
-    end(made, "gpu")
+    finish_first_stage(made)
     return made
+
+
+def finish_first_stage(world: World) -> None:
+    world.submit("ann", diamond(0), 0)
+    end(world, "cpu")
+    for worker in both_claimed(world):
+        end_claimed(world, worker)
+    end(world, "gpu")
 
 
 def test_both_inputs_published_by_two_workers_at_once(world: World) -> None:
