@@ -1,0 +1,74 @@
+"""How many statements a submission sends: what it costs is counted here and measured by `make load`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import event
+
+from app import authentication
+from app.jobs import creation, room
+from app.jobs.views import FARTHEST_COUNTED
+from core.database import engine, open_transaction
+from core.queue import enqueue
+from core.work_items import NewRun
+from tests.app.conftest import CreateJob
+from tests.app.jobs.factories import OWNER, work_until
+
+COLD, CACHED = 8, 9
+"""Beside BEGIN and COMMIT, whatever the number of stages."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_grows_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read once a second is not read again, however slow the machine."""
+    monkeypatch.setattr(authentication, "TRUSTED_SECONDS", 3600.0)
+    monkeypatch.setattr(room, "COUNT_SECONDS", 3600.0)
+    monkeypatch.setattr(room, "rooms", cache(room.Rooms))
+    monkeypatch.setattr(creation, "rooms", room.rooms)
+
+
+@contextmanager
+def counted() -> Iterator[list[str]]:
+    sent: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        sent.append(statement)
+
+    event.listen(engine(), "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(engine(), "before_cursor_execute", note)
+
+
+def test_a_new_job_takes_as_many_statements_as_are_worth_it(
+    client: TestClient, create_job: CreateJob
+) -> None:
+    create_job()  # counts the open jobs, reads the key
+    with counted() as sent:
+        create_job(seed=1)
+    assert len(sent) <= COLD, sent
+
+
+def test_a_job_that_is_cached_whole_takes_no_more(client: TestClient, create_job: CreateJob) -> None:
+    create_job()
+    work_until()
+    with counted() as sent:
+        assert create_job()["status"] == "succeeded"
+    assert len(sent) <= CACHED, sent
+
+
+def test_a_place_far_back_in_the_queue_is_not_counted(
+    client: TestClient, spec: dict[str, Any], create_job: CreateJob
+) -> None:
+    first = create_job()
+    with open_transaction() as tx:
+        for number in range(FARTHEST_COUNTED):
+            enqueue(tx, NewRun("hold_out", "cpu", OWNER, str(number), {}))
+    last = create_job(seed=1)
+    assert (first["queue_position"], last["queue_position"]) == (1, None)
+    assert client.get(f"/v1/jobs/{first['id']}").json()["queue_position"] == 1
