@@ -112,8 +112,10 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A writer of canonical files: each table or batch that is written becomes a row group."""
     repetitive = [name for name in schema.names if name in {"form", "annotator", "source", "part", "why"}]
     options = {"compression": "zstd", "use_dictionary": repetitive}
-    # Nothing here reads statistics, and those of texts hold whole texts in memory, two a row group.
-    with pq.ParquetWriter(path, schema, write_statistics=False, **options) as writer:
+    # Of `form` they tell without a look at the rows whether there are messages; those of texts would hold
+    # whole texts in memory, two a row group.
+    told = [name for name in schema.names if name == "form"]
+    with pq.ParquetWriter(path, schema, write_statistics=told, **options) as writer:
         yield writer
 
 

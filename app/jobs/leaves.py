@@ -140,15 +140,18 @@ def holds_messages(dataset: Dataset) -> bool:
 
 @lru_cache(maxsize=1024)
 def _has_messages(location: str) -> bool:
-    # The footer's bounds of the column tell it, whatever the file's size; a location's content never changes.
-    # Imported late: the server starts without pyarrow.
+    # The footer's bounds of the column tell it, whatever the file's size; a file without them is read. A
+    # location's content never changes. Imported late: the server starts without pyarrow.
     from pyarrow import parquet
 
     with storage().open_read(location) as file:
-        metadata = parquet.ParquetFile(file).metadata
+        opened = parquet.ParquetFile(file)
+        metadata = opened.metadata
         column = metadata.schema.to_arrow_schema().names.index("form")
         groups = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
-    return any(bounds is not None and bounds.min == "messages" for bounds in groups)
+        if any(bounds is None for bounds in groups):
+            return "messages" in opened.read(columns=["form"]).column(0).unique().to_pylist()
+    return any(bounds.min == "messages" for bounds in groups)
 
 
 def _dataset(tx: Transaction, owner: str, dataset_id: str, loc: Loc) -> Dataset:
