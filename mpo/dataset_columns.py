@@ -16,6 +16,8 @@ from mpo.dataset_rows import MAX_ID_CHARACTERS, DatasetKind
 
 OPTIONAL_STRINGS, OPTIONAL_NUMBERS = ("id", "annotator", "source"), ("margin", "weight")
 OTHER_CONTENTS = ("preferred_output", "non_preferred_output")
+MAX_COLUMNS = 64
+"""A row with more is read by itself: in a block every row takes memory for every column."""
 _FIRST_VISIBLE, _LAST_VISIBLE = 0x21, 0x7E
 
 
@@ -60,6 +62,8 @@ def _schema_of(line: bytes, kind: DatasetKind) -> pa.Schema | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
+        return None
+    if len(row) > MAX_COLUMNS or not all(name.isprintable() for name in row):
         return None
     fields = {name: pa.string() for name in (*CONTENT_COLUMNS[kind], "id")}
     if kind == "preference":

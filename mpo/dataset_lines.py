@@ -145,10 +145,13 @@ def refuse_unstorable(value: object, line: int, column: int | None = None) -> No
 
 
 def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for element in value:
-            yield from _strings(element)
-    elif isinstance(value, dict):
-        yield from _strings([*value.keys(), *value.values()])
+    # Not by recursion: JSON may nest deeper than Python calls.
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += [*value.keys(), *value.values()]

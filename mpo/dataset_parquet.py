@@ -162,5 +162,7 @@ def _item(table: pa.Table, row: int, kind: DatasetKind) -> Item:
         return canonical_row(values, kind, row), row, table.nbytes
     except UnicodeDecodeError:
         return BadRow("A string is not UTF-8.", line=row), row, 0
+    except (OverflowError, ValueError):
+        return BadRow("A value is out of range: of a time, a date or a duration.", line=row), row, 0
     except BadRow as error:
         return error, row, 0

@@ -82,6 +82,10 @@ def test_plain_rows_go_the_fast_way(row: dict[str, Any]) -> None:
         b'{"prompt": "p", "chosen": "c", "rejected": "r", "id": ""}',
         b'{"prompt": "p", "chosen": "c", "rejected": "r", "id": "' + b"i" * 1001 + b'"}',
         b'{"prompt": "p", "chosen": "c", "rejected": "r", "preferred_output": "x"}',
+        b'{"prompt": "p", "chosen": "c", "rejected": "r", "\\ud800": "x"}',
+        b'{"prompt": "p", "chosen": "c", "rejected": "r", "\\u0000": "x"}',
+        # Every row of the block would take memory for each of these columns.
+        json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"} | {str(n): 1 for n in range(64)}).encode(),
         b'[{"prompt": "p", "chosen": "c", "rejected": "r"}]',
         b"\n",
         b"",

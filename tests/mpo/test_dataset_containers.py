@@ -192,6 +192,21 @@ def test_a_text_that_looks_like_messages_stays_a_text(tmp_path: Path) -> None:
     assert validate(tmp_path, as_csv(rows))[1][0].chosen == looks
 
 
+@pytest.mark.parametrize("container", ["json", "jsonl"])
+def test_a_column_that_nobody_reads_may_nest_deep(tmp_path: Path, container: str) -> None:
+    content = CONTAINERS[container]([{"prompt": "p", "chosen": "c", "rejected": "r"}])
+    deep = '{"a":' * 800 + r'"\u0041"' + "}" * 800
+    content = content.replace(b'"rejected"', f'"other": {deep}, "rejected"'.encode())
+    report, _ = validate(tmp_path, content)
+    assert (report.rows, report.bad_rows) == (1, 0)
+
+
+def test_a_cell_that_nests_deep_is_as_any_other(tmp_path: Path) -> None:
+    deep = '{""a"":' * 800 + "1" + "}" * 800
+    report, _ = validate(tmp_path, f'prompt,chosen,rejected,input\np,c,r,"{deep}"\n'.encode())
+    assert report.rows == 1
+
+
 def parquet_of(**columns: Any) -> bytes:
     target = io.BytesIO()
     pq.write_table(pa.table(columns), target)
@@ -224,6 +239,8 @@ def test_columns_of_parquet_may_have_any_type_that_fits(tmp_path: Path) -> None:
         ({"chosen": ["c"], "rejected": ["\0"], "prompt": ["p"]}, "NUL"),
         ({"chosen": ["c"], "rejected": ["r"], "prompt": [None]}, '"prompt" is missing'),
         ({"chosen": ["c"], "rejected": ["r"], "prompt": ["p"], "margin": [float("nan")]}, '"margin"'),
+        ({"chosen": ["c"], "rejected": ["r"], "source": pa.array([2**62], pa.duration("s"))}, "out of range"),
+        ({"chosen": ["c"], "rejected": ["r"], "id": pa.array([2**62], pa.timestamp("us"))}, "out of range"),
         ({"chosen": ["c"], "prompt": ["p"]}, 'lacks the column "rejected"'),
         (
             {
@@ -236,7 +253,7 @@ def test_columns_of_parquet_may_have_any_type_that_fits(tmp_path: Path) -> None:
             "UTF",
         ),
     ],
-    ids=["list", "bytes", "struct", "nul", "null", "nan", "missing", "undecodable"],
+    ids=["list", "bytes", "struct", "nul", "null", "nan", "duration", "date", "missing", "undecodable"],
 )
 def test_bad_rows_of_parquet_are_named_by_row_and_column(
     tmp_path: Path, columns: dict[str, Any], says: str
