@@ -74,7 +74,7 @@ async def create_dataset(
 
 
 async def _create_from_form(request: Request, caller: Caller, storage: Storage, once: Once) -> Response:
-    async with request.form(max_files=1, max_fields=10) as form:
+    async with uploads.opened_form(request) as form:
         fields = dict(form)
         file = fields.pop("file", None)
         if not isinstance(file, UploadFile):

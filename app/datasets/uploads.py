@@ -2,16 +2,16 @@
 
 import asyncio
 import base64
-import binascii
 import re
 from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from app.middleware import BodyTooLarge
-from core.errors import ServiceError
+from core.errors import ServiceError, Unprocessable
 from core.ids import new_id
 from core.settings import settings
 from core.storage import CHUNK_BYTES, Storage
@@ -44,7 +44,7 @@ def expected_digest(header: str | None) -> str | None:
     found = SHA_256.search(header)
     try:
         digest = base64.b64decode(found.group(1), validate=True) if found else b""
-    except binascii.Error as error:
+    except ValueError as error:
         raise BadDigest() from error
     if len(digest) != 32:
         raise BadDigest()
@@ -91,6 +91,22 @@ async def body_chunks(request: Request) -> AsyncIterator[bytes]:
             buffer.clear()
     if buffer:
         yield bytes(buffer)
+
+
+@asynccontextmanager
+async def opened_form(request: Request) -> AsyncIterator[FormData]:
+    """A form of one file and a few fields, its temporary file gone at the end. Raises Unprocessable."""
+    try:
+        form = await request.form(max_files=1, max_fields=10)
+    except UnicodeError as error:
+        # The media type may name any codec as its charset, and some fail in ways of their own.
+        raise Unprocessable(
+            "The form's fields should be text in UTF-8", loc=("header", "Content-Type")
+        ) from error
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 async def file_chunks(file: UploadFile) -> AsyncIterator[bytes]:

@@ -105,13 +105,16 @@ def test_the_same_content_again_is_fine_and_other_content_is_refused(client: Tes
         (base64.b64encode(hashlib.sha256(b"content").digest()).decode(), 202, None),
         (base64.b64encode(hashlib.sha256(b"other").digest()).decode(), 400, "digest_mismatch"),
         ("nonsense", 400, "bad_content_digest"),
+        ("\u00ff", 400, "bad_content_digest"),
     ],
 )
 def test_content_digest_is_checked(
     client: TestClient, store: Path, digest: str, status: int, code: str | None
 ) -> None:
     path = f"/v1/datasets/{made(client)}/content"
-    response = client.put(path, content=b"content", headers={"Content-Digest": f"sha-256=:{digest}:"})
+    response = client.put(
+        path, content=b"content", headers=[(b"Content-Digest", f"sha-256=:{digest}:".encode("latin-1"))]
+    )
     assert response.status_code == status
     assert response.json().get("code") == code
     assert len(list((store / "uploads").glob("*"))) == (1 if code is None else 0)
@@ -186,6 +189,16 @@ def test_a_form_without_a_file_and_a_broken_body_are_refused(client: TestClient)
         response = client.post("/v1/datasets", content=content)
         assert response.status_code == 422
         assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode"])
+def test_a_form_in_a_charset_that_fails_is_refused(client: TestClient, store: Path, charset: str) -> None:
+    part = b"--x\r\nContent-Disposition: form-data; name=%s\r\n\r\n\xff\xfe\r\n"
+    form = part % b"name" + part % b'"file"; filename="f"' + b"--x--\r\n"
+    sent_as = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+    response = client.post("/v1/datasets", content=form, headers=sent_as)
+    assert (response.status_code, response.json()["errors"][0]["loc"]) == (422, ["header", "Content-Type"])
+    assert not (store / "uploads").exists()
 
 
 @pytest.mark.parametrize("is_form", [False, True])
