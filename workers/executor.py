@@ -213,13 +213,20 @@ class Performance:
             with open_transaction() as tx:
                 replaced = queue.record_checkpoint(tx, self._claimed, location, report.step)
             if replaced is not None:
-                self._storage.delete(replaced)
+                self._drop_checkpoint(replaced)
 
         try:
             self._until_database_answers(record)
         except FenceOver:
             # The keeper learns it too and ends the child; a late attempt deletes nothing.
             logger.info("a checkpoint came too late")
+
+    def _drop_checkpoint(self, location: str) -> None:
+        try:
+            self._storage.delete(location)
+        except OSError as error:
+            # A run that has just made progress is not ended over what the sweep takes anyway.
+            logger.warning("%s is left to the sweep: %s", location, error)
 
     def _publish(self, task: ChildTask, done: Done, wall_seconds: float) -> None:
         artifacts, summary = stage_inputs.store(self._claimed, task, done, wall_seconds, self._storage)

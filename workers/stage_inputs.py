@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,16 @@ def store(
 
 
 def store_checkpoint(claimed: ClaimedRun, folder: Path, step: int, storage: Storage) -> str:
-    """Put a checkpoint under the run's own fence; returns its location."""
-    location = f"runs/{claimed.id}/{claimed.fence}/checkpoints/{step}"
+    """Put a checkpoint under the run's own fence; returns its location.
+
+    Beside a whole one of the same step, never over it: a stage that stops may hand over the step that it was
+    at already, and if that is the recorded one, whoever ends this worker meanwhile would leave none.
+    """
+    first = location = f"runs/{claimed.id}/{claimed.fence}/checkpoints/{step}"
+    for number in count(2):
+        if not storage.holds_folder(location):
+            break
+        location = f"{first}-{number}"
     storage.delete(location)
     storage.put_folder(location, folder)
     return location

@@ -1,0 +1,72 @@
+"""Checkpoints on their way into the store: the recorded one is there at every moment."""
+
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from core import queue
+from core.database import open_transaction
+from core.storage import MANIFEST, storage
+from core.tables import Run
+from core.work_items import ClaimedRun, NewRun
+from workers.child_protocol import Checkpointed
+from workers.executor import Performance
+from workers.stage_inputs import store_checkpoint
+
+pytestmark = pytest.mark.usefixtures("settings_env")
+
+
+@pytest.fixture
+def claimed() -> ClaimedRun:
+    with open_transaction() as tx:
+        queue.enqueue(tx, NewRun("sft", "gpu", "ann", "sft", {}, key="k"))
+        run = queue.claim(tx, "gpu", "wrk_test")
+    assert run is not None
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "checkpoint"
+    made.mkdir()
+    (made / "weights").write_bytes(b"w")
+    return made
+
+
+def recorded(claimed: ClaimedRun) -> str:
+    with open_transaction() as tx:
+        return str((tx.session.get_one(Run, claimed.id).checkpoint or {})["location"])
+
+
+def test_a_step_that_is_handed_over_again_leaves_the_recorded_one_until_it_is_recorded(
+    claimed: ClaimedRun, folder: Path, tmp_path: Path
+) -> None:
+    performance = Performance(claimed, tmp_path / "scratch", Event())
+    performance._hear(Checkpointed(folder, 5))
+    first = recorded(claimed)
+    # The kernel's own unreadable file: the second breaks off in the middle.
+    unreadable = folder / "zzz"
+    unreadable.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match="Input/output error"):
+        store_checkpoint(claimed, folder, 5, storage())
+    assert recorded(claimed) == first
+    assert storage().holds_folder(first)
+    unreadable.unlink()
+    for _ in range(2):
+        performance._hear(Checkpointed(folder, 5))
+        assert storage().holds_folder(recorded(claimed))
+        left = storage().names(f"runs/{claimed.id}/{claimed.fence}/checkpoints")
+        assert left == [Path(recorded(claimed)).name]
+
+
+def test_a_superseded_checkpoint_that_cannot_be_removed_costs_no_run(
+    claimed: ClaimedRun, folder: Path, tmp_path: Path, store: Path
+) -> None:
+    performance = Performance(claimed, tmp_path / "scratch", Event())
+    performance._hear(Checkpointed(folder, 5))
+    manifest = store / recorded(claimed) / MANIFEST
+    manifest.unlink()
+    manifest.mkdir()
+    performance._hear(Checkpointed(folder, 6))
+    assert recorded(claimed).endswith("/6")
