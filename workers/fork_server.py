@@ -17,7 +17,10 @@ from workers.guard import Guard
 START_WITHIN_SECONDS = 60.0
 """A fork server imports for some seconds before its first child; one that takes longer is stuck."""
 REAP_SECONDS = 10.0
-PRELOAD = {"cpu": ["workers.child_main", "mpo.dataset_files"], "gpu": ["workers.training_imports"]}
+PRELOAD = {
+    "cpu": ["workers.deaf_server", "workers.child_main", "mpo.dataset_files"],
+    "gpu": ["workers.deaf_server", "workers.training_imports"],
+}
 
 context = multiprocessing.get_context("forkserver")
 

@@ -72,6 +72,19 @@ def checkpoints(task: ChildTask, pipe: Connection, life: Connection) -> None:
     time.sleep(FOREVER)
 
 
+def saves(task: ChildTask, pipe: Connection, life: Connection) -> None:
+    """Says its number, saves when it is asked to stop, and takes its time."""
+    os.setsid()
+    asked = Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    pipe.send(Progress(os.getpid(), 1, {}))
+    asked.wait(FOREVER)
+    time.sleep(0.5)
+    pipe.send(Checkpointed(task.output, 1))
+    pipe.recv()
+    pipe.send(Stopped())
+
+
 def has_offspring(task: ChildTask, pipe: Connection, life: Connection) -> None:
     """Forks one that holds the same pipe, says its number, and dies."""
     os.setsid()
@@ -111,6 +124,22 @@ def test_a_frozen_fork_server_is_replaced(task: ChildTask, monkeypatch: pytest.M
     assert isinstance(run(task, ends), Done)
     assert server_pid() != frozen
     assert is_gone(frozen)
+
+
+def test_a_stop_that_the_fork_server_gets_too_leaves_children_time_to_save(task: ChildTask) -> None:
+    """As systemd and shells send it: to every process of the worker."""
+    stopping, kept = Event(), list[Report]()
+
+    def hear(report: Report) -> None:
+        kept.append(report)
+        if isinstance(report, Progress):
+            os.kill(server_pid(), signal.SIGTERM)
+            os.kill(report.step, signal.SIGTERM)
+            stopping.set()
+
+    assert isinstance(run(task, saves, hear=hear, stop=stopping.is_set), Stopped)
+    assert [type(report) for report in kept] == [Progress, Checkpointed]
+    assert isinstance(run(task, ends), Done)
 
 
 def test_a_fork_server_killed_under_a_child_is_that_run_s_crash_and_no_other_s(task: ChildTask) -> None:
