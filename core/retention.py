@@ -17,6 +17,8 @@ from core.tables import Artifact, ArtifactReference, Event, Job, Metric, Run, St
 BATCH = 200
 PAGE = 5_000
 """Artifacts that one statement looks at."""
+FORGOTTEN_JOBS = 20
+"""Deleted jobs whose figures one transaction takes away: each may have some hundred thousand."""
 
 
 def let_go(keep: timedelta, grace: timedelta) -> None:
@@ -136,7 +138,7 @@ def _forget_deleted_jobs(tx: Transaction, grace: timedelta) -> bool:
     """Events of deleted jobs; metrics and logs of runs that no other job shows. The rest is lineage."""
     events = exists().where(Event.job_id == Job.id)
     old = Job.deleted_at <= func.clock_timestamp() - grace, events
-    jobs = list(tx.session.scalars(select(Job.id).where(*old).limit(BATCH)))
+    jobs = list(tx.session.scalars(select(Job.id).where(*old).limit(FORGOTTEN_JOBS)))
     if not jobs:
         return False
     theirs = select(StageRow.run_id).where(StageRow.job_id.in_(jobs), StageRow.run_id.is_not(None))

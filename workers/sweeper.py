@@ -67,7 +67,11 @@ def step(stopping: Event) -> Freed | None:
         return None
     now = settings()
     grace = timedelta(seconds=now.sweep_grace_seconds)
-    let_go(timedelta(seconds=now.keep_unreferenced_seconds), grace)
+    try:
+        let_go(timedelta(seconds=now.keep_unreferenced_seconds), grace)
+    except SQLAlchemyError:
+        # What rows have let go of already is freed all the same.
+        logger.exception("sweep: rows")
     sweep = Sweep(storage(), grace, grace)
     last = walk(sweep, after, time.monotonic() + STEP_SECONDS, stopping)
     with open_transaction() as tx:

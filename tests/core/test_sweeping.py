@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from core import queue
 from core.aftermath import apply_run
@@ -274,6 +274,44 @@ def test_what_cannot_be_removed_is_counted_and_does_not_keep_the_rest(
     assert (freed.places, freed.failed) == (1, 1)
     assert len(left()) == 1
     assert sweep().places == 1
+
+
+def test_a_run_whose_folder_cannot_be_read_does_not_keep_the_rest(store: Path) -> None:
+    places = []
+    for key in ("a", "b"):
+        queued(key)
+        claimed = claim()
+        places.append(f"runs/{claimed.id}/{claimed.fence}/out")
+        put(places[-1])
+        with open_transaction() as tx:
+            queue.fail(tx, claimed, {"code": "x", "message": "y"})
+    put("uploads/left")
+    age(WEEK)
+    unreadable = store / "runs" / places[0].split("/")[1]
+    unreadable.rename(store / "aside")
+    unreadable.symlink_to(unreadable)
+    assert (swept := sweep()).failed == 1
+    assert (swept.places, left(), storage().names("uploads")) == (2, set(), [])
+
+
+def test_bytes_are_freed_though_rows_cannot_be_let_go_of(
+    settings_env: pytest.MonkeyPatch,
+) -> None:
+    settings_env.setenv("MPO_SWEEP_GRACE_SECONDS", "0")
+    settings.cache_clear()
+    queued()
+    claimed = claim()
+    put(f"runs/{claimed.id}/{claimed.fence}/out")
+    with open_transaction() as tx:
+        queue.fail(tx, claimed, {"code": "x", "message": "y"})
+        tx.session.execute(text("ALTER TABLE artifact_references RENAME TO away"))
+    try:
+        freed = step(Event())
+    finally:
+        with open_transaction() as tx:
+            tx.session.execute(text("ALTER TABLE away RENAME TO artifact_references"))
+    assert freed is not None
+    assert freed.places == 1
 
 
 def age(by: timedelta) -> None:
