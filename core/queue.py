@@ -241,9 +241,12 @@ def expire_leases(tx: Transaction) -> list[str]:
     """Queue again what nobody renews, or fail it after too many losses; returns the runs' ids."""
     lost = Run.leases_lost_without_progress + 1
     poisoned = lost >= POISON_LEASES
+    over = Run.state == RunState.RUNNING, Run.lease_until < func.clock_timestamp()
+    # What somebody holds at this moment is being renewed, ended or taken away: the next pass looks again.
+    free = select(Run.id).where(*over).order_by(Run.id).with_for_update(skip_locked=True)
     statement = (
         update(Run)
-        .where(Run.state == RunState.RUNNING, Run.lease_until < func.clock_timestamp())
+        .where(Run.id.in_(free.scalar_subquery()))
         .values(
             state=case((poisoned, RunState.FAILED.value), else_=RunState.QUEUED.value),
             finished_at=case((poisoned, func.clock_timestamp()), else_=None),

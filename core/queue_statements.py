@@ -13,7 +13,8 @@ ENQUEUE = (
         .where(
             Run.owner == bindparam("of_owner"), Run.key == bindparam("of_key"), Run.checkpoint.is_not(None)
         )
-        .order_by(Run.id.desc())
+        # The furthest: a paused run may record its last one after a later run of the key has its first.
+        .order_by(Run.checkpoint["step"].as_integer().desc(), Run.id.desc())
         .limit(1)
         # Until this run's row is there to be found by who drops the checkpoint: core/retention.py.
         .with_for_update(read=True, key_share=True)

@@ -1,6 +1,7 @@
 """LeaseKeeper: renews a claim on a thread of its own, and writes what the run reports, in batches."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextvars import copy_context
@@ -8,7 +9,7 @@ from functools import partial
 from threading import Event, Lock, Thread
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from core import queue
 from core.aftermath import report_progress
@@ -62,11 +63,17 @@ class LeaseKeeper:
             else:
                 self._begun = self._begun or (time.monotonic(), report.step)
                 self._progress = report
-                if report.metrics:
-                    self._metrics[report.step] = dict(report.metrics)
+                # JSON knows neither NaN nor infinity: one such value must not keep back all others.
+                finite = {name: value for name, value in report.metrics.items() if math.isfinite(value)}
+                if finite:
+                    self._metrics[report.step] = finite
 
     def flush(self) -> None:
-        """Write what was noted; raises FenceOver, SQLAlchemyError. What could not be written is kept."""
+        """Write what was noted; raises FenceOver, SQLAlchemyError. What could not be written is kept.
+
+        What the database refuses for what it says is dropped: it would be refused again, and keep the result
+        from being published. Rows of a comparison are a result themselves, and never dropped.
+        """
         # A publisher's flush waits for one that is under way: after it, everything is written.
         with self._flushing:
             self._flush()
@@ -80,7 +87,10 @@ class LeaseKeeper:
             return
         try:
             self._write(progress, metrics, rows, warnings)
-        except SQLAlchemyError:
+        except SQLAlchemyError as error:
+            if isinstance(error, DataError) and not rows:
+                logger.exception("run %s: a report is refused, and dropped", self._claimed.id)
+                return
             with self._lock:
                 self._progress = self._progress or progress
                 self._metrics = {**metrics, **self._metrics}
@@ -132,3 +142,5 @@ class LeaseKeeper:
                 renew_at = 0.0
             except SQLAlchemyError as error:
                 logger.warning("run %s: the database is away: %s", self._claimed.id, type(error).__name__)
+            except Exception:  # a border: a defect in reporting must not cost a healthy run its lease
+                logger.exception("run %s", self._claimed.id)

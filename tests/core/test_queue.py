@@ -271,3 +271,32 @@ def test_a_run_carries_the_request_that_caused_it() -> None:
     assert claim().request_id == "req_cause"
     enqueue()
     assert claim().request_id is None
+
+
+def test_a_new_run_of_a_key_starts_from_the_furthest_checkpoint_whichever_run_is_newer() -> None:
+    enqueue(key=KEY)
+    paused = claim()
+    with open_transaction() as tx:
+        queue.pause(tx, paused.id)
+    enqueue(key=KEY)
+    later = claim()
+    with open_transaction() as tx:
+        queue.record_checkpoint(tx, later, f"runs/{later.id}/1/checkpoints/1", 1)
+    with open_transaction() as tx:
+        queue.record_checkpoint(tx, paused, f"runs/{paused.id}/1/checkpoints/10", 10)
+    with open_transaction() as tx:
+        queue.cancel(tx, later.id)
+    enqueue(key=KEY)
+    assert (claim().checkpoint or {})["step"] == 10
+
+
+def test_leases_expire_without_waiting_for_a_run_that_somebody_holds() -> None:
+    held, free = enqueue(), enqueue()
+    for _ in range(2):
+        claim()
+    with open_transaction() as tx:
+        past = func.clock_timestamp() - timedelta(seconds=1)
+        tx.session.execute(update(Run).values(lease_until=past))
+    with open_transaction() as renewing, open_transaction() as recovering:
+        renewing.session.execute(select(Run.id).where(Run.id == held).with_for_update())
+        assert queue.expire_leases(recovering) == [free]

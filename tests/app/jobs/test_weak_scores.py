@@ -87,3 +87,14 @@ def test_pairs_that_are_scored_anew_are_asked_about_anew(
     work()
     paused = read(client, job_id)
     assert (paused["status"], (paused["pause"] or {}).get("stage")) == ("paused", "gaps2")
+
+
+@pytest.mark.parametrize(("on_weak", "status"), [("fail", "failed"), ("pause", "paused")])
+def test_a_weak_score_that_is_cached_fails_or_pauses_a_job_in_which_nothing_else_happens(
+    client: TestClient, nodes: Nodes, on_weak: str, status: str
+) -> None:
+    node(nodes, "gaps")["on_weak"] = node(nodes, "gaps2")["on_weak"] = "warn"
+    create(client, nodes)
+    work()
+    node(nodes, "gaps2")["on_weak"] = on_weak
+    assert read(client, create(client, nodes))["status"] == status
