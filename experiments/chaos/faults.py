@@ -15,6 +15,7 @@ from experiments.chaos.stack import NotInTime, Stack, send
 KILL, FREEZE, STOP, WIPE = "kill -9", "freeze", "SIGTERM", "wipe"
 ACTIONS: dict[str, tuple[str, ...]] = {
     "api": (KILL, FREEZE, STOP),
+    "api-process": (KILL, FREEZE, STOP),
     "worker-cpu": (KILL, FREEZE, STOP),
     "worker-gpu": (KILL, FREEZE, STOP),
     "child-cpu": (KILL, FREEZE, STOP),
@@ -31,7 +32,8 @@ OFTEN = frozenset({"worker-cpu", "worker-gpu", "child-cpu", "child-gpu"})
 RARE = frozenset({"mpo-up"})
 SHORT_FREEZE_SECONDS = 5.0
 """Of those that everything waits for; workers and children are frozen past their lease."""
-SERVERS = frozenset({"api", "postgres", "valkey"})
+SERVERS = frozenset({"api", "api-process", "postgres", "valkey"})
+ONE_OF_MANY = {"api-process": "api", "postgres-backend": "postgres"}
 MOST_CRASHES_OF_A_RUN = 2
 """A third death of a child without progress is poison, and fails its run: that is a test of its own."""
 
@@ -115,9 +117,9 @@ class Storm:
             if name == "fork-server":
                 return [p for p in below if p.is_fork_server and p.parent == pids.get(f"worker-{slot}")][:1]
             return self._spared([p for p in below if p.run], fault)
-        server = pids.get(fault.victim.removesuffix("-backend"), 0)
+        server = pids.get(ONE_OF_MANY.get(fault.victim, fault.victim), 0)
         below = [table[p] for p in sorted(descendants(table, server))]
-        if fault.victim == "postgres-backend":
+        if fault.victim in ONE_OF_MANY:
             return below[int(fault.choice * len(below)) :][:1]
         own = [table[server]] if server in table else []
         return [*own, *below] if (fault.victim, fault.action) == ("postgres", FREEZE) else own
