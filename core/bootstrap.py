@@ -1,19 +1,24 @@
 """`python -m core.bootstrap`: make the settings' admin key and base models known to the database."""
 
+import argparse
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from core import queue
 from core.api_keys import ALL_SCOPES, digest, visible_prefix
 from core.database import Transaction, open_transaction
 from core.errors import Unprocessable
 from core.ids import new_id
 from core.settings import settings
+from core.states import RunState
 from core.stored_files import folder_digest
-from core.tables import ApiKey, BaseModelRow
+from core.tables import ApiKey, BaseModelRow, Run
 
 ADMIN = "admin"
 DEFAULT_CONTEXT_TOKENS = 1024
@@ -69,9 +74,27 @@ def _has_chat_template(folder: Path) -> bool:
     return tokenizer.is_file() and bool(json.loads(tokenizer.read_text()).get("chat_template"))
 
 
+def end_leases(tx: Transaction) -> list[str]:
+    """Queue again what is running, of a deployment of which no worker lives; returns the runs' ids.
+
+    Said wrongly, it costs a repetition and no more: a worker that lives after all is shut out by its fence.
+    """
+    past = func.clock_timestamp() - timedelta(seconds=1)
+    held = Run.state == RunState.RUNNING, Run.lease_until >= past
+    tx.session.execute(update(Run).where(*held).values(lease_until=past))
+    return queue.expire_leases(tx)
+
+
 def main() -> int:
     """Register what the settings name; a folder that is no model is said and passed over."""
+    parser = argparse.ArgumentParser(prog="python -m core.bootstrap", description=__doc__)
+    parser.add_argument(
+        "--nobody-works", action="store_true", help="no worker lives: what was running waits for no lease"
+    )
+    arguments = parser.parse_args()
     with open_transaction() as tx:
+        if arguments.nobody_works:
+            end_leases(tx)
         if (key := settings().admin_key) is not None:
             ensure_admin_key(tx, key.get_secret_value())
         for folder in settings().model_folders:

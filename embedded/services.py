@@ -52,7 +52,9 @@ class Services:
         return self._python("migrate", ("core.migrate",), {}, tier=1)
 
     def bootstrap(self) -> Program:
-        return self._python("bootstrap", ("core.bootstrap",), {"MPO_ADMIN_KEY": self.state.api_key()}, tier=1)
+        # The folder is locked, and what an earlier `mpo up` had left has been stopped.
+        module = ("core.bootstrap", "--nobody-works")
+        return self._python("bootstrap", module, {"MPO_ADMIN_KEY": self.state.api_key()}, tier=1)
 
     def api(self) -> Program:
         server = ("uvicorn", "app.main:app", "--host", HOST, "--port", str(self.port), "--no-access-log")

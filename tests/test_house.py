@@ -81,7 +81,9 @@ def test_torch_stays_out_of_the_service_side(module: str) -> None:
     assert found.stdout.strip() == "", f"import {module} loads {found.stdout.strip()}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md", "docs/method.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/architecture.md", "docs/method.md", "docs/reliability.md"]
+)
 def test_documents_name_files_that_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     folders = "app|core|workers|mpo|mpo_client|embedded|migrations|examples|experiments|bench|docs|tests"

@@ -28,4 +28,32 @@ SHOWN_BY_TESTS: tuple[tuple[str, str], ...] = (
         _FAULTS + "Postgres frozen, and stopped, in mid-training, for 60 s with `TORMENT=long`: 503 with "
         "Retry-After meanwhile, one attempt, no step missing or repeated",
     ),
+    (
+        "no sequence of steps, deaths and races breaks the protocol",
+        "`tests/protocol/test_model.py`: 2,000 random sequences with `MPO_SEQUENCES=2000`; and what it finds: "
+        "`tests/protocol/test_planted_faults.py`",
+    ),
+    (
+        "two jobs that share a stage do not disturb each other",
+        "`tests/protocol/test_shared_stages.py`: one is changed at each state of the stage, the other "
+        "ends as if alone",
+    ),
+    (
+        "no job hangs between stages",
+        "`tests/protocol/test_same_instant.py`: both inputs published at once, 1,000 times with "
+        "`MPO_ROUNDS=1000`: enqueued once",
+    ),
+    (
+        "no duplicate by retry",
+        "`tests/app/test_idempotency.py`: 50 identical submissions at once, one job; a server that is killed "
+        "leaves neither key nor job",
+    ),
+    (
+        "a graceful stop counts as nothing; a cancelled child is gone",
+        "`tests/workers/test_worker_process.py`, `tests/workers/test_child.py`",
+    ),
+    (
+        "a full, read-only or failing store is a clear failure",
+        "`tests/app/datasets/test_store_failures.py`, `tests/workers/test_stores.py`",
+    ),
 )
