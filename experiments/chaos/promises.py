@@ -30,7 +30,7 @@ SHOWN_BY_TESTS: tuple[tuple[str, str], ...] = (
     ),
     (
         "no sequence of steps, deaths and races breaks the protocol",
-        "`tests/protocol/test_model.py`: 2,000 random sequences with `MPO_SEQUENCES=2000`; and what it finds: "
+        "`tests/protocol/test_model.py`: 2,000 random sequences with `MPO_SEQUENCES=2000`; what it finds: "
         "`tests/protocol/test_planted_faults.py`",
     ),
     (
