@@ -90,17 +90,32 @@ def server_program(data: Path, sockets: Path, log: Path, environment: dict[str, 
         log=log,
         stop_signal=signal.SIGINT,
         grace_seconds=20.0,
-        answers=lambda _: is_ready(sockets),
+        answers=lambda _: speaks(sockets),
         prepare=lambda: clear_remains(data),
     )
 
 
 def is_ready(sockets: Path) -> bool:
-    with contextlib.suppress(psycopg.OperationalError):
+    return _refusal(sockets) is None
+
+
+def speaks(sockets: Path) -> bool:
+    """Whether a server answers at all, be it by a refusal: killed, one that still replays its log, which may
+    take minutes, would begin anew, and one with too many clients would lose them all. One that shuts down and
+    does not end, since a client stays, never comes back by itself.
+    """
+    refusal = _refusal(sockets)
+    return refusal is None or ("FATAL:" in refusal and "shutting down" not in refusal)
+
+
+def _refusal(sockets: Path) -> str | None:
+    """What a new connection is told, or what keeps it from a server; None where it is made."""
+    try:
         host = str(socket_folder(sockets))
         psycopg.connect(host=host, user=_SUPERUSER, dbname=_DATABASE, connect_timeout=2).close()
-        return True
-    return False
+    except psycopg.OperationalError as error:
+        return str(error)
+    return None
 
 
 def has_heard_of(sockets: Path, pid: int) -> bool:

@@ -171,7 +171,7 @@ class Supervisor:
         for each in self._supervised.values():
             if each.start_again_at is not None:
                 if now >= each.start_again_at:
-                    self._spawn(each)
+                    self._start_again(each)
             elif not each.is_running:
                 self._plan_restart(each, now)
 
@@ -194,6 +194,14 @@ class Supervisor:
         ended.delay_seconds = min(2 * ended.delay_seconds, LONGEST_DELAY_SECONDS)
         ended.crashes += 1
 
+    def _start_again(self, ended: _Supervised) -> None:
+        """A full disk, or too many processes, are no reason to end the others: it is tried again later."""
+        try:
+            self._spawn(ended)
+        except OSError as error:
+            _log.warning("%s cannot be started: %s", ended.program.name, error)
+            ended.start_again_at = time.monotonic() + LONGEST_DELAY_SECONDS
+
     def _spawn(self, supervised: _Supervised) -> None:
         program = supervised.program
         if program.prepare is not None:
@@ -213,19 +221,22 @@ class Supervisor:
         self._record()
 
     def _record(self, *also: _Supervised) -> None:
-        self.record(
-            [
-                Recorded(
-                    name=each.program.name,
-                    stop_signal=int(each.program.stop_signal),
-                    grace_seconds=each.program.grace_seconds,
-                    pid=each.process.pid,
-                    started=each.started,
-                )
-                for each in (*self._supervised.values(), *also)
-                if each.process is not None and each.process.returncode is None
-            ]
-        )
+        running = [
+            Recorded(
+                name=each.program.name,
+                stop_signal=int(each.program.stop_signal),
+                grace_seconds=each.program.grace_seconds,
+                pid=each.process.pid,
+                started=each.started,
+            )
+            for each in (*self._supervised.values(), *also)
+            if each.process is not None and each.process.returncode is None
+        ]
+        try:
+            self.record(running)
+        except OSError as error:
+            # The next one tells it all again.
+            _log.warning("what runs cannot be recorded: %s", error)
 
     def _until_next_look(self) -> float:
         due = [each.start_again_at for each in self._supervised.values() if each.start_again_at is not None]

@@ -294,9 +294,7 @@ def test_a_run_whose_folder_cannot_be_read_does_not_keep_the_rest(store: Path) -
     assert (swept.places, left(), storage().names("uploads")) == (2, set(), [])
 
 
-def test_bytes_are_freed_though_rows_cannot_be_let_go_of(
-    settings_env: pytest.MonkeyPatch,
-) -> None:
+def test_bytes_are_freed_though_rows_cannot_be_let_go_of(settings_env: pytest.MonkeyPatch) -> None:
     settings_env.setenv("MPO_SWEEP_GRACE_SECONDS", "0")
     settings.cache_clear()
     queued()
@@ -304,12 +302,12 @@ def test_bytes_are_freed_though_rows_cannot_be_let_go_of(
     put(f"runs/{claimed.id}/{claimed.fence}/out")
     with open_transaction() as tx:
         queue.fail(tx, claimed, {"code": "x", "message": "y"})
-        tx.session.execute(text("ALTER TABLE artifact_references RENAME TO away"))
+        tx.session.execute(text("ALTER TABLE events RENAME TO away"))
     try:
         freed = step(Event())
     finally:
         with open_transaction() as tx:
-            tx.session.execute(text("ALTER TABLE away RENAME TO artifact_references"))
+            tx.session.execute(text("ALTER TABLE away RENAME TO events"))
     assert freed is not None
     assert freed.places == 1
 

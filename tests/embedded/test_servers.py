@@ -17,6 +17,7 @@ from embedded.liveness import CannotTell
 from embedded.services import inherited_environment
 from embedded.state import StateFolder
 from embedded.supervisor import Supervisor
+from tests.embedded.waiting import wait_for
 
 
 @pytest.fixture
@@ -171,3 +172,34 @@ def test_a_sign_of_life_is_looked_for_by_process_and_machine(sockets: Path) -> N
         connection.execute(beat, (2, socket.gethostname(), "1 min"))
         connection.execute(beat, (3, "elsewhere", "0 s"))
     assert [postgres.has_heard_of(sockets, pid) for pid in (1, 2, 3, 4)] == [True, False, False, False]
+
+
+def test_a_server_that_refuses_lives_and_one_that_shuts_down_without_end_does_not(
+    state: StateFolder, sockets: Path
+) -> None:
+    elsewhere = postgres.url(sockets).replace("+psycopg", "").replace("/postgres?", "/template1?")
+    with psycopg.connect(elsewhere, autocommit=True) as stays:
+        stays.execute("ALTER DATABASE postgres ALLOW_CONNECTIONS false")
+        assert (postgres.is_ready(sockets), postgres.speaks(sockets)) == (False, True)
+        stays.execute("ALTER DATABASE postgres ALLOW_CONNECTIONS true")
+        server = next(each for each in state.recorded() if each.name == postgres.NAME)
+        os.kill(server.pid, signal.SIGTERM)  # waits for every client to leave
+        wait_for(lambda: not postgres.is_ready(sockets))
+        assert not postgres.speaks(sockets)
+
+
+def test_a_server_that_still_reads_its_log_lives(state: StateFolder) -> None:
+    supervisor = Supervisor(state.record)
+    with supervisor.listening():
+        sockets = state.fresh_sockets()
+        stack._start_servers(supervisor, state, sockets)
+        supervisor.stop()
+        # One that reads on for ever, and lets nobody in.
+        (state.postgres / "standby.signal").touch()
+        with (state.postgres / "postgresql.conf").open("a") as configuration:
+            configuration.write("hot_standby = off\n")
+        log, environment = state.log(postgres.NAME), inherited_environment()
+        supervisor.start(postgres.server_program(state.postgres, sockets, log, environment))
+        supervisor.wait_until(lambda: postgres.speaks(sockets), postgres.NAME, 30)
+        assert not postgres.is_ready(sockets)
+        supervisor.stop()

@@ -15,7 +15,7 @@ from embedded.errors import NotReadyInTime, ProgramFailed
 from embedded.liveness import CannotTell
 from embedded.processes import process_id
 from embedded.services import inherited_environment
-from embedded.state import Recorded
+from embedded.state import Recorded, write_whole
 from embedded.supervisor import Program, StopAsked, Supervisor
 
 # Says who it is, then waits for a signal.
@@ -65,6 +65,34 @@ def test_what_is_killed_runs_again(supervisor: Supervisor, tmp_path: Path) -> No
     first, second = pids(tmp_path)
     assert process_id(first) is None
     assert process_id(second) is not None
+
+
+def test_a_program_that_cannot_be_started_for_a_while_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full: neither can be said what runs, nor can a log be written."""
+    monkeypatch.setattr(supervision, "LONGEST_DELAY_SECONDS", 0.05)
+    supervisor = Supervisor(lambda running: write_whole(tmp_path / "processes.json", repr(running)))
+    with supervisor.listening():
+        for name in ("loop", "other"):
+            supervisor.start(program(tmp_path, _NOTE_PID + _WAIT, name))
+        supervisor.wait_until(lambda: len(pids(tmp_path)) == 2, "loop", 10)
+        log, aside = tmp_path / "loop.log", tmp_path / "aside"
+        log.rename(aside)
+        log.symlink_to(log)
+        (tmp_path / "processes.json").unlink()
+        (tmp_path / "processes.json").mkdir()
+        supervised = supervisor._supervised["loop"]
+        assert supervised.process is not None
+        os.kill(supervised.process.pid, signal.SIGKILL)
+        supervisor.wait_until(lambda: supervised.start_again_at is not None, "loop", 10)
+        refused_at = supervised.start_again_at
+        supervisor.wait_until(lambda: supervised.start_again_at not in (None, refused_at), "loop", 10)
+        assert supervisor._supervised["other"].is_running
+        log.unlink()
+        supervisor.wait_until(lambda: len(pids(tmp_path)) == 3, "loop", 10)
+        supervisor.stop()
+    assert not list(tmp_path.glob(".processes.json-*"))
 
 
 def test_a_program_that_always_dies_is_reported_with_the_end_of_its_log(
