@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.jobs.service import find_job
 from core.errors import Conflict
 from core.settings import settings
-from core.states import StageState
+from core.states import FINISHED_JOB, StageState
 from core.storage import storage
 from core.tables import Artifact, Dataset, Job, StageRow
 from mpo.config import SplitStage
@@ -34,6 +34,12 @@ class NotScoredYet(Conflict):
 
     code, title = "not_scored_yet", "The pairs are not scored yet"
     retryable = True
+
+
+class EndedUnscored(NotScoredYet):
+    """The job has ended before its pairs were scored: no wait brings their rewards."""
+
+    retryable = False
 
 
 class DataDeleted(Conflict):
@@ -90,7 +96,7 @@ def find_scored_job(session: Session, owner: str, job_id: str) -> ScoredJob:
     if score is None:
         raise NeverScored()
     if score.status != StageState.SUCCEEDED:
-        raise NotScoredYet()
+        raise EndedUnscored() if job.status in FINISHED_JOB else NotScoredYet()
     files: dict[str, Path] = {}
     if split is not None and split.status == StageState.SUCCEEDED:
         files = {output: _output(session, split, output) for output in (*TARGETS, "split", "gaps")}

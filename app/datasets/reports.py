@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.datasets.service import NotValidated
+from app.datasets.service import not_validated
 from app.models.queries import find_model_row
 from app.models.token_lengths import sampled_rows, token_lengths
 from core.errors import Unprocessable
@@ -34,7 +34,7 @@ def in_tokens(dataset: Dataset, base: BaseModelRow) -> dict[str, object]:
     import numpy as np
 
     if dataset.rows_location is None:
-        raise NotValidated(f"The dataset is {dataset.status}: it has no rows")
+        raise not_validated(dataset)
     try:
         lengths = token_lengths(dataset, base)
     except (UnusableModel, NoChatTemplate, ChatTemplateRefused) as error:

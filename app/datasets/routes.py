@@ -202,7 +202,7 @@ def read_report(
         other = service.get_dataset(session, caller.owner, against) if against else None
         base = reports.base_of(session, caller.owner, model) if model else None
     if dataset.report is None:
-        raise service.NotValidated(f"The dataset is {dataset.status}")
+        raise service.not_validated(dataset)
     report = ReportView.model_validate({**dataset.report, "dataset": dataset.id})
     if base is not None:
         report = report.model_copy(update=reports.in_tokens(dataset, base))
@@ -217,7 +217,7 @@ def read_report(
 
 def _rows_file(dataset: Dataset, storage: Storage, scratch: Path) -> Path:
     if dataset.rows_location is None:
-        raise service.NotValidated(f"The dataset is {dataset.status}: it has no rows")
+        raise service.not_validated(dataset)
     return storage.fetch(dataset.rows_location, scratch)
 
 

@@ -33,6 +33,12 @@ class NotValidated(Conflict):
     code, retryable = "dataset_not_validated", True
 
 
+class NeverValidated(NotValidated):
+    """The dataset awaits its content, or was refused: no wait alone brings its rows."""
+
+    retryable = False
+
+
 def create_dataset(tx: Transaction, owner: str, body: DatasetCreate) -> Dataset:
     """A dataset that awaits its content."""
     dataset = Dataset(id=new_id("dataset"), owner=owner, **body.model_dump())
@@ -51,6 +57,13 @@ def get_dataset(session: Session, owner: str, dataset_id: str, *, for_update: bo
     if dataset is None:
         raise NotFound(f"There is no dataset {dataset_id!r}")
     return dataset
+
+
+def not_validated(dataset: Dataset) -> NotValidated:
+    """The error of a dataset that has not the rows or the report which are asked for."""
+    waits = dataset.status == DatasetState.VALIDATING
+    lacks = "report" if dataset.report is None else "rows"
+    return (NotValidated if waits else NeverValidated)(f"The dataset is {dataset.status}: it has no {lacks}")
 
 
 def accept_content(

@@ -177,4 +177,10 @@ def test_before_the_score_there_is_nothing_to_see(client: TestClient, create_job
     for what in WRONG:
         response = client.get(f"/v1/jobs/{job['id']}/{what}")
         assert (response.status_code, response.json()["code"]) == (409, "not_scored_yet")
+        assert response.headers["x-should-retry"] == "true"
+    client.post(f"/v1/jobs/{job['id']}/cancel")
+    for what in WRONG:
+        response = client.get(f"/v1/jobs/{job['id']}/{what}")
+        assert (response.status_code, response.json()["code"]) == (409, "not_scored_yet")
+        assert response.headers["x-should-retry"] == "false"
         assert client.get(f"/v1/jobs/job_x/{what}").status_code == 404

@@ -59,7 +59,8 @@ def test_lengths_are_told_in_a_model_s_tokens_too(client: TestClient, tmp_path: 
         register_model(tx, examples / "tiny", name="tiny")
     dataset_id = upload(client, gzip.decompress((examples / "pairs.jsonl.gz").read_bytes()))
     path = f"/v1/datasets/{dataset_id}/report?model="
-    assert client.get(path + "tiny").json()["code"] == "dataset_not_validated"
+    early = client.get(path + "tiny")
+    assert (early.json()["code"], early.headers["x-should-retry"]) == ("dataset_not_validated", "true")
     validate(dataset_id, tmp_path)
     report = client.get(path + "tiny").json()
     assert report["sampled_rows"] == 512
@@ -86,7 +87,9 @@ def test_an_invalid_dataset_has_a_report_that_names_the_line(client: TestClient,
     report = client.get(f"/v1/datasets/{dataset_id}/report").json()
     assert report["bad_rows"] == 1
     assert report["bad"][0]["line"] == 3
-    assert client.get(f"/v1/datasets/{dataset_id}/rows").status_code == 409
+    for what in ("rows", f"report?against={dataset_id}"):
+        response = client.get(f"/v1/datasets/{dataset_id}/{what}")
+        assert (response.status_code, response.headers["x-should-retry"]) == (409, "false")
 
 
 def test_the_same_content_again_is_fine_and_other_content_is_refused(client: TestClient, store: Path) -> None:
