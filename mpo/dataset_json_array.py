@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
@@ -12,7 +13,7 @@ from mpo.dataset_lines import MAX_LINE_BYTES, refuse_unstorable
 from mpo.dataset_rows import DatasetKind, canonical_row
 from mpo.errors import BadRow
 
-WHITESPACE = " \t\n\r"
+WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
 def rows_of_array(chunks: Iterator[bytes], kind: DatasetKind) -> Iterator[Item]:
@@ -72,9 +73,8 @@ class _Text:
     def peek(self) -> str:
         """The next character that is not white space, which is passed over; none at the end."""
         while True:
-            end = self._at
-            while end < len(self._text) and self._text[end] in WHITESPACE:
-                end += 1
+            blank = WHITESPACE.match(self._text, self._at)
+            end = blank.end() if blank is not None else self._at
             self._pass_to(end)
             if end < len(self._text):
                 return self._text[end]

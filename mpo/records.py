@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-BATCH_ROWS = 2048
+BATCH_ROWS, BATCH_BYTES = 2048, 2**24
 
 
 class Message(TypedDict):
@@ -120,9 +120,16 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
 
 def stream_batches(path: Path | IO[bytes], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file in order, at most `BATCH_ROWS` at a time, whatever the file's size."""
+    """The rows of a Parquet file in order, at most `BATCH_ROWS` at a time, whatever the file's size; fewer
+    where rows are long."""
     with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
+        yield from file.iter_batches(batch_size=batch_rows(file.metadata), columns=columns)
+
+
+def batch_rows(metadata: pq.FileMetaData) -> int:
+    """How many rows to read at a time: rows of the file's mean size come to `BATCH_BYTES` at most."""
+    size: int = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * int(metadata.num_rows) // max(1, size)))
 
 
 def without(table: pa.Table, names: Collection[str]) -> pa.Table:

@@ -5,7 +5,7 @@ of the model's folder. The two may differ by a token a text where transformers c
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from mpo.errors import ChatTemplateRefused, NoChatTemplate, UnusableModel
-from mpo.records import BATCH_ROWS, Content, load_content, shared_prefix
+from mpo.records import BATCH_ROWS, Content, batch_rows, load_content, shared_prefix
 
 SAMPLED_ROWS = 512
 """Rows whose tokens are counted: their mean is off by some 3 % where lengths scatter by two thirds."""
@@ -32,6 +32,8 @@ WHOLLY_READ = 20_000
 """Rows of a dataset whose sample is taken from all of it; of a larger one, from some row groups."""
 
 READ_GROUPS = 8
+SAMPLED_BYTES = 2**24
+"""Of a sample that would hold more, every second row is left out, as often as it takes: a server keeps it."""
 MARK = "mark"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 CONTENTS = ("prompt", "chosen", "rejected", "text")
@@ -72,22 +74,37 @@ class SampledRows:
 def sample_rows(file: Path | IO[bytes], limit: int = SAMPLED_ROWS) -> SampledRows:
     """At most `limit` rows of a canonical file of pairs, prompts or texts, in order.
 
-    Of more than `WHOLLY_READ` rows only the beginnings of some row groups are read, evenly spread too.
+    Of more than `WHOLLY_READ` rows only the beginnings of some row groups are read, evenly spread too. In
+    memory are the sample, `SAMPLED_BYTES` at most unless one row has more, and a batch.
     """
     with pq.ParquetFile(file) as parquet:
         names = [n for n in (*CONTENTS, "form") if n in parquet.schema_arrow.names]
-        rows = int(parquet.metadata.num_rows)
-        if rows <= WHOLLY_READ:
-            read = parquet.read(columns=names)
-        else:
-            parts = []
-            for group in _spread(parquet.num_row_groups, READ_GROUPS):
-                batches = parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=names)
-                parts.append(pa.Table.from_batches([next(batches)]))
-            read = pa.concat_tables(parts)
-    of = read.column("text" if "text" in names else "prompt")
-    distinct = len(of.unique()) / read.num_rows if read.num_rows else 1.0
-    return SampledRows(rows, read.take(_spread(read.num_rows, limit)), distinct)
+        rows = read = int(parquet.metadata.num_rows)
+        batches = parquet.iter_batches(batch_rows(parquet.metadata), columns=names)
+        if rows > WHOLLY_READ:
+            groups = _spread(parquet.num_row_groups, READ_GROUPS)
+            read = sum(min(BATCH_ROWS, parquet.metadata.row_group(group).num_rows) for group in groups)
+            batches = (next(parquet.iter_batches(BATCH_ROWS, [group], names)) for group in groups)
+        sample, distinct = _taken(batches, parquet.schema_arrow, names, _spread(read, limit))
+    return SampledRows(rows, sample, distinct / read if read else 1.0)
+
+
+def _taken(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, names: Sequence[str], places: Sequence[int]
+) -> tuple[pa.Table, int]:
+    """The rows at these places among those that come, or every second of them, and how many prompts or texts
+    differ among all that come."""
+    taken = pa.schema([schema.field(name) for name in names]).empty_table()
+    wanted, start = np.array(places, np.int64), 0
+    seen: set[int] = set()
+    for batch in batches:
+        seen.update(map(hash, batch.column("text" if "text" in names else "prompt").to_pylist()))
+        here = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
+        taken = pa.concat_tables([taken, pa.Table.from_batches([batch.select(names).take(pa.array(here))])])
+        start += batch.num_rows
+        while taken.nbytes > SAMPLED_BYTES and taken.num_rows > 1:
+            taken, wanted = taken.take(np.arange(0, taken.num_rows, 2)), wanted[::2]
+    return taken, len(seen)
 
 
 def _spread(count: int, limit: int) -> list[int]:

@@ -8,6 +8,7 @@ from app.pagination import Page, PageQuery
 from core.errors import Unprocessable
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 STEP = 10
@@ -46,13 +47,21 @@ def rows_page(path: Path, kind: str, query: PageQuery) -> Page[DatasetRow]:
 
 def shared_prompts(path: Path, other: Path) -> int:
     """Distinct prompts that two files have in common, compared as they are written."""
-    return len(_prompts(path) & _prompts(other))
+    import numpy as np
+
+    return len(np.intersect1d(_prompts(path), _prompts(other), assume_unique=True))
 
 
-def _prompts(path: Path) -> set[int]:
+def _prompts(path: Path) -> "np.ndarray":
+    """The hashes of a file's prompts, each once: eight bytes a row."""
+    import numpy as np
+
+    from mpo.dataset_blocks import hashes
     from mpo.records import stream_batches
 
-    return {hash(prompt) for batch in stream_batches(path, ["prompt"]) for prompt in batch[0].to_pylist()}
+    batches = (batch[0].to_pylist() for batch in stream_batches(path, ["prompt"]))
+    found = [np.zeros(0, np.uint64), *(hashes(prompts, len(prompts)) for prompts in batches)]
+    return np.unique(np.concatenate(found))
 
 
 def _position(path: Path, query: PageQuery) -> int:

@@ -28,7 +28,7 @@ def token_lengths(dataset: Dataset, base: BaseModelRow) -> "Mapping[str, Integer
 
 
 # A location's content never changes. Imported late: the server starts without pyarrow and tokenizers.
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _sampled(location: str) -> "SampledRows":
     from mpo.token_counts import sample_rows
 

@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpo import records
 from mpo.records import (
     PreferencePair,
     count_rows,
@@ -71,3 +73,13 @@ def test_shared_prefix_is_the_longest(start: str, left: str, right: str) -> None
     assert found.startswith(start)
     rest, other = (start + left)[len(found) :], (start + right)[len(found) :]
     assert not rest or not other or rest[0] != other[0]
+
+
+def test_batches_of_long_rows_have_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rows.parquet"
+    write_rows(file, (PreferencePair(str(i), "p", f"{i} " * 500, "r") for i in range(100)))
+    whole = [row for batch in records.stream_batches(file) for row in batch.to_pylist()]
+    monkeypatch.setattr(records, "BATCH_BYTES", 10_000)
+    batches = list(records.stream_batches(file))
+    assert max(batch.num_rows for batch in batches) < 10
+    assert [row for batch in batches for row in batch.to_pylist()] == whole

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mpo import token_counts
 from mpo.errors import NoChatTemplate, UnusableModel
 from mpo.records import Content, PreferencePair, write_rows
 from mpo.token_counts import WHOLLY_READ, count_tokens, sample_rows
@@ -57,6 +58,19 @@ def test_a_sample_is_spread_over_the_file_and_knows_its_size(tmp_path: Path) -> 
     assert (sampled.rows, sampled.complete, sampled.distinct_prompts) == (1000, False, 0.5)
     assert sampled.contents["prompt"] == [f"prompt {i}" for i in range(0, 500, 50)]
     assert sample_rows(tmp_path / "rows.parquet", 1000).complete
+
+
+def test_a_sample_of_long_rows_is_thinned_to_what_a_server_can_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [PreferencePair(str(i), f"{i}", "a" * 1000, "b") for i in range(100)]
+    write_rows(tmp_path / "rows.parquet", rows)
+    monkeypatch.setattr(token_counts, "SAMPLED_BYTES", 16_000)
+    sampled = sample_rows(tmp_path / "rows.parquet", 50)
+    assert [int(str(prompt)) for prompt in sampled.contents["prompt"]] == list(range(0, 100, 8))
+    assert (sampled.rows, sampled.complete, sampled.distinct_prompts) == (100, False, 1.0)
+    monkeypatch.setattr(token_counts, "SAMPLED_BYTES", 1)
+    assert sample_rows(tmp_path / "rows.parquet", 50).contents["prompt"] == ["0"]
 
 
 def test_of_a_large_file_only_some_row_groups_are_read(tmp_path: Path) -> None:
