@@ -47,8 +47,8 @@ def configure(process: str, stream: TextIO | None = None) -> None:
         # Its own handlers write lines of another format.
         theirs = logging.getLogger(name)
         theirs.handlers, theirs.propagate, theirs.level = [], True, logging.NOTSET
-    # A line for every request to the store or for every download would drown all others.
-    for name in ("httpx", "httpcore", "botocore", "s3fs"):
+    # A line for every request to the store, every download or every ring would drown all others.
+    for name in ("httpx", "httpcore", "botocore", "s3fs", "celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
