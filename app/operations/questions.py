@@ -33,6 +33,8 @@ class Question(Generic[Answer]):
     async def answer(self, *, within_seconds: float, kept_seconds: float) -> Answer:
         """The answer, or its exception; raises NoAnswer when the time is up."""
         asked = asyncio.wrap_future(self._begin(kept_seconds))
+        # Who has given up by then does not hear an error: asyncio would log it, with its text.
+        asked.add_done_callback(_hear)
         await asyncio.wait({asked}, timeout=within_seconds)
         if not asked.done():
             raise NoAnswer(time.monotonic() - self._asked_at)
@@ -47,7 +49,12 @@ class Question(Generic[Answer]):
                 asked.set_running_or_notify_cancel()
                 self._asked_at = time.monotonic()
                 work = copy_context().run
-                Thread(target=work, args=(_answer, self._ask, asked), name="question", daemon=True).start()
+                thread = Thread(target=work, args=(_answer, self._ask, asked), name="question", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # The system has no thread left: else this question would wait for its answer for ever.
+                    asked.set_exception(NoAnswer(0.0))
             return asked
 
 
@@ -56,3 +63,8 @@ def _answer(ask: Callable[[], Answer], asked: "Future[Answer]") -> None:
         asked.set_result(ask())
     except Exception as error:  # a border: it is raised again for who asked
         asked.set_exception(error)
+
+
+def _hear(asked: "asyncio.Future[Answer]") -> None:
+    if not asked.cancelled():
+        asked.exception()
