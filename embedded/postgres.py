@@ -11,7 +11,7 @@ import psycopg
 from embedded import unprivileged
 from embedded.errors import StateUnusable
 from embedded.liveness import CannotTell
-from embedded.processes import ProcessId, process_id, processes_within, program_name
+from embedded.processes import ProcessId, has_number, process_id, processes_within, program_name
 from embedded.shipped import postgres_program
 from embedded.supervisor import Program
 
@@ -161,7 +161,9 @@ def _pid_in_file(data: Path) -> int | None:
 
 
 def _remove_stale_pid_file(data: Path) -> None:
-    """Postgres takes any living process of that number for itself; after a reboot it often is another."""
+    """Postgres takes whatever has that number for a server: after a reboot often another program, and after a
+    kill -9 its own zombie, where the first process of a container is slow to wait for orphans.
+    """
     pid = _pid_in_file(data)
-    if pid and program_name(pid) not in (None, NAME):
+    if pid and program_name(pid) != NAME and has_number(pid):
         (data / "postmaster.pid").unlink()

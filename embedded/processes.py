@@ -56,6 +56,17 @@ def started(pid: int) -> str | None:
     return _started_by_ps(pid)
 
 
+def has_number(pid: int) -> bool:
+    """Whether anything has this pid, be it a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def program_name(pid: int) -> str | None:
     """The name of the file that the process runs; None when there is no such process."""
     if started(pid) is None:

@@ -203,3 +203,19 @@ def test_a_server_that_still_reads_its_log_lives(state: StateFolder) -> None:
         supervisor.wait_until(lambda: postgres.speaks(sockets), postgres.NAME, 30)
         assert not postgres.is_ready(sockets)
         supervisor.stop()
+
+
+def test_a_server_s_zombie_is_no_server(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+    file = tmp_path / "postmaster.pid"
+    try:
+        file.write_text(f"{dead.pid}\n{tmp_path}\n")
+        postgres.clear_remains(tmp_path)
+        assert not file.exists()
+    finally:
+        dead.wait()
+    # One that is gone altogether is for Postgres to judge, which knows who still shares its memory.
+    file.write_text(f"{dead.pid}\n{tmp_path}\n")
+    postgres.clear_remains(tmp_path)
+    assert file.exists()

@@ -31,7 +31,7 @@ SETTINGS = {"MPO_LEASE_SECONDS": str(LEASE_SECONDS), "MPO_RENEW_SECONDS": "0.5"}
     "MPO_LOOK_SECONDS": "1",
 }
 OUTAGE_SECONDS = 60.0 if os.environ.get("TORMENT") == "long" else 2 * LEASE_SECONDS
-EPOCHS_OF_OUTAGE = 200 if OUTAGE_SECONDS > 30 else 12
+EPOCHS_OF_OUTAGE = 60 if OUTAGE_SECONDS > 30 else 12
 WAIT_SECONDS = 240.0
 KILLS = 3
 ENDED = ("succeeded", "failed", "cancelled")
