@@ -5,6 +5,7 @@ rows, and only the slow one words an error.
 """
 
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,13 @@ import pyarrow.json as pj
 
 from mpo.dataset_blocks import CONTENT_COLUMNS, SCHEMAS, Block, content_keys
 from mpo.dataset_rows import MAX_ID_CHARACTERS, DatasetKind
+from mpo.dataset_transcripts import offsets_and_bytes, split_transcripts
 
 OPTIONAL_STRINGS, OPTIONAL_NUMBERS = ("id", "annotator", "source"), ("margin", "weight")
 OTHER_CONTENTS = ("preferred_output", "non_preferred_output")
 MAX_COLUMNS = 64
 """A row with more is read by itself: in a block every row takes memory for every column."""
-_FIRST_VISIBLE, _LAST_VISIBLE = 0x21, 0x7E
+_FIRST_VISIBLE, _LAST_VISIBLE, _LAST_ASCII = 0x21, 0x7E, 0x7F
 
 
 def parse_block(data: bytes, first_line: int, kind: DatasetKind) -> Block | None:
@@ -30,20 +32,27 @@ def parse_block(data: bytes, first_line: int, kind: DatasetKind) -> Block | None
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n")
     rows = _count_braced_lines(data)
-    schema = _schema_of(data[: data.find(b"\n") + 1] or data, kind) if rows else None
-    if schema is None:
+    fields = _fields_of(data[: data.find(b"\n") + 1] or data, kind) if rows else None
+    if fields is None:
         return None
+    # A column that is in no row costs about as much as one that is: those are looked for where one turns up.
+    every = _any_fields(kind) | fields
+    raw = _read(data, fields) or (_read(data, every) if len(every) > len(fields) else None)
+    if raw is None or raw.num_rows != rows:
+        return None
+    return text_block(raw, np.arange(first_line, first_line + raw.num_rows), kind)
+
+
+def _read(data: bytes, fields: Mapping[str, pa.DataType]) -> pa.Table | None:
+    schema = pa.schema(list(fields.items()))
     try:
-        raw = pj.read_json(
+        return pj.read_json(
             pa.BufferReader(data),
             read_options=pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
             parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
         )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
-    if raw.num_rows != rows:
-        return None
-    return text_block(raw, np.arange(first_line, first_line + raw.num_rows), kind)
 
 
 def _count_braced_lines(data: bytes) -> int:
@@ -57,18 +66,24 @@ def _count_braced_lines(data: bytes) -> int:
     return len(ends) if np.all(braced) else 0
 
 
-def _schema_of(line: bytes, kind: DatasetKind) -> pa.Schema | None:
-    """The flat columns of a row, and those that any row of the kind may have."""
+def _any_fields(kind: DatasetKind) -> dict[str, pa.DataType]:
+    """The flat columns that any row of a kind may have."""
+    fields = {name: pa.string() for name in (*CONTENT_COLUMNS[kind], "id")}
+    if kind == "preference":
+        fields |= {name: pa.string() for name in (*OPTIONAL_STRINGS, *OTHER_CONTENTS)}
+        fields |= {name: pa.float64() for name in OPTIONAL_NUMBERS}
+    return fields
+
+
+def _fields_of(line: bytes, kind: DatasetKind) -> dict[str, pa.DataType] | None:
+    """The columns of a row; None where they are not flat."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if len(row) > MAX_COLUMNS or not all(name.isprintable() for name in row):
         return None
-    fields = {name: pa.string() for name in (*CONTENT_COLUMNS[kind], "id")}
-    if kind == "preference":
-        fields |= {name: pa.string() for name in (*OPTIONAL_STRINGS, *OTHER_CONTENTS)}
-        fields |= {name: pa.float64() for name in OPTIONAL_NUMBERS}
+    fields, usual = dict[str, pa.DataType](), _any_fields(kind)
     for name, value in row.items():
         if isinstance(value, bool):
             fields[name] = pa.bool_()
@@ -79,8 +94,8 @@ def _schema_of(line: bytes, kind: DatasetKind) -> pa.Schema | None:
         elif value is not None:
             return None
         else:
-            fields.setdefault(name, pa.string())
-    return pa.schema(list(fields.items()))
+            fields[name] = usual.get(name, pa.string())
+    return fields
 
 
 def text_block(raw: pa.Table, lines: np.ndarray, kind: DatasetKind) -> Block | None:
@@ -92,6 +107,8 @@ def text_block(raw: pa.Table, lines: np.ndarray, kind: DatasetKind) -> Block | N
         return None
     if any(name in columns and columns[name].null_count < len(lines) for name in OTHER_CONTENTS):
         return None
+    if kind == "preference" and not _has_prompts(columns):
+        columns |= split_transcripts(columns.get("chosen"), columns.get("rejected"))
     if not all(name in columns and _is_filled(columns[name]) for name in names):
         return None
     taken: dict[str, pa.Array] = {name: columns[name] for name in names}
@@ -105,7 +122,7 @@ def text_block(raw: pa.Table, lines: np.ndarray, kind: DatasetKind) -> Block | N
                 return None
             taken[name] = found
     table = pa.Table.from_arrays([taken[name] for name in schema.names], schema=schema)
-    lengths = tuple(np.asarray(pc.utf8_length(taken[name])).astype(np.int64) for name in names)
+    lengths = tuple(_lengths(taken[name]) for name in names)
     return Block(len(lines), table, np.arange(len(lines)), lines, lengths, content_keys(kind, table))
 
 
@@ -115,12 +132,26 @@ def _is_clean(column: pa.Array) -> bool:
         return bool(pc.all(pc.is_finite(column), min_count=0).as_py())
     if not pa.types.is_string(column.type):
         return True
+    _, texts = offsets_and_bytes(column)
     try:
-        column.validate(full=True)
+        # ASCII, which is cheaply told, is UTF-8.
+        if texts.max(initial=0) > _LAST_ASCII:
+            column.validate(full=True)
     except pa.ArrowInvalid:
         return False
-    _, texts = _offsets_and_bytes(column)
     return bool(texts.min(initial=1) > 0)
+
+
+def _has_prompts(columns: Mapping[str, pa.Array]) -> bool:
+    return "prompt" in columns and columns["prompt"].null_count < len(columns["prompt"])
+
+
+def _lengths(column: pa.Array) -> np.ndarray:
+    """Characters of each text."""
+    bounds, texts = offsets_and_bytes(column)
+    if texts.max(initial=0) > _LAST_ASCII:
+        return np.asarray(pc.utf8_length(column)).astype(np.int64)
+    return np.diff(bounds).astype(np.int64)
 
 
 def _is_filled(column: pa.Array) -> bool:
@@ -128,7 +159,7 @@ def _is_filled(column: pa.Array) -> bool:
     asked what blank means."""
     if not pa.types.is_string(column.type) or column.null_count:
         return False
-    offsets, texts = _offsets_and_bytes(column)
+    offsets, texts = offsets_and_bytes(column)
     starts, ends = offsets[:-1], offsets[1:]
     if (starts == ends).any():
         return False
@@ -138,15 +169,6 @@ def _is_filled(column: pa.Array) -> bool:
 
 def _is_visible(characters: np.ndarray) -> np.ndarray:
     return (characters >= _FIRST_VISIBLE) & (characters <= _LAST_VISIBLE)
-
-
-def _offsets_and_bytes(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Where each text of a column begins, and the last one ends, in the bytes of all."""
-    _, offsets, texts = column.buffers()
-    if texts is None or offsets is None:
-        return np.zeros(len(column) + 1, np.int32), np.zeros(0, np.uint8)
-    bounds = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
-    return bounds - bounds[0], np.frombuffer(texts, np.uint8)[bounds[0] : bounds[-1]]
 
 
 def _option(name: str, column: pa.Array) -> pa.Array | None:

@@ -56,7 +56,7 @@ def validate_file(
             builder.format = f"{upload.container}{packed}"
             # Before the writer, whose first allocation would reserve memory beyond the bound.
             bound = bounded_memory() if upload.container == "parquet" else nullcontext()
-            with bound, parquet_writer(target, SCHEMAS[kind]) as writer:
+            with bound, parquet_writer(target, SCHEMAS[kind], "lz4") as writer:
                 blocks = _blocks(upload, source, target.parent, builder, on_progress)
                 _write(_accepted(blocks, builder, max_bad_rows), writer, builder)
         _judge(builder, max_bad_rows)
@@ -125,15 +125,15 @@ def _accepted(blocks: Iterator[Block], builder: ReportBuilder, max_bad_rows: int
 
 def _write(blocks: Iterator[Block], writer: pq.ParquetWriter, builder: ReportBuilder) -> None:
     """Counts blocks and writes them, as few row groups: the footer is in memory to the end."""
-    waiting: list[pa.Table] = []
+    waiting, rows, size = list[pa.Table](), 0, 0
     for block in blocks:
         if block.table.num_rows:
             builder.accept(block)
             waiting.append(block.table)
-        rows, size = sum(t.num_rows for t in waiting), sum(t.nbytes for t in waiting)
+            rows, size = rows + block.table.num_rows, size + block.table.nbytes
         if rows >= GROUP_ROWS or size >= GROUP_BYTES:
             writer.write_table(pa.concat_tables(waiting))
-            waiting = []
+            waiting, rows, size = [], 0, 0
     if waiting:
         writer.write_table(pa.concat_tables(waiting))
 

@@ -50,12 +50,15 @@ class Ids:
 
     def number(self, block: Block) -> Block:
         """The block with an id for each accepted row; those whose id is taken are refused."""
-        uploaded = block.table.column("id").combine_chunks()
+        uploaded = block.table.column("id")
         numbers = self._rows + block.offsets
         self._rows += block.rows
         self._numbered.extend(bytes(block.rows))
-        named = ~np.asarray(uploaded.is_null())
-        ids = pc.coalesce(uploaded, pa.array(numbers).cast(pa.string()))
+        ids = pa.array(numbers).cast(pa.string())
+        named = np.zeros(len(numbers), bool)
+        if uploaded.null_count < len(numbers):
+            uploaded = uploaded.combine_chunks()
+            named, ids = ~np.asarray(uploaded.is_null()), pc.coalesce(uploaded, ids)
         if named.any() or self._uploaded:
             block, ids, numbers, named = self._without_repeated(block, ids, numbers, named)
         np.frombuffer(self._numbered, np.uint8)[numbers[~named]] = 1

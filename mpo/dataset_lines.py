@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NoReturn
 
+import numpy as np
+
 from mpo.dataset_blocks import Block, Item, block_of
 from mpo.dataset_columns import parse_block
 from mpo.dataset_rows import DatasetKind, canonical_row
@@ -43,7 +45,7 @@ def whole_lines(chunks: Iterator[bytes], *, keep_blank: bool = False) -> Iterato
             rest, size = [], 0
             if data and (keep_blank or not data.isspace()):
                 yield Lines(number, data)
-            number += data.count(b"\n")
+            number += int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
         if end < len(chunk) and not too_long:
             rest.append(chunk[end:])
             size += len(chunk) - end

@@ -16,6 +16,8 @@ REPORTED_BAD_ROWS = 100
 COUNTED_ANNOTATORS = 10_000
 REPORTED_ANNOTATORS = 100
 COUNTED_AT_ONCE = 2**17
+LENGTHS_AT_ONCE = 2**15
+"""Rows whose lengths wait to be counted, as most then occur more than once."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -72,6 +74,8 @@ class ReportBuilder:
     _bad: list[BadRowReport] = field(default_factory=list)
     _keys: "array[int]" = field(default_factory=lambda: array("Q"))
     _lengths: list[Counter[int]] = field(default_factory=list)
+    _uncounted: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+    _uncounted_rows: int = 0
     _longer_chosen: float = 0.0
     _identical: int = 0
     _annotators: Counter[str] = field(default_factory=Counter)
@@ -93,10 +97,10 @@ class ReportBuilder:
     def accept(self, block: Block) -> None:
         """Counts the accepted rows of a block."""
         self.rows += block.table.num_rows
-        for counter, lengths in zip(self._lengths, block.lengths, strict=True):
-            values, counts = np.unique(lengths, return_counts=True)
-            for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-                counter[value] += count
+        self._uncounted.append(block.lengths)
+        self._uncounted_rows += block.table.num_rows
+        if self._uncounted_rows >= LENGTHS_AT_ONCE:
+            self._count_lengths()
         self._keys.frombytes(block.keys.tobytes())
         if self.kind != "preference":
             return
@@ -104,12 +108,23 @@ class ReportBuilder:
         self._identical += pc.sum(pc.equal(chosen, rejected)).as_py()
         compared = np.sign(block.lengths[1] - block.lengths[2])
         self._longer_chosen += float((compared > 0).sum() + 0.5 * (compared == 0).sum())
-        for found in pc.value_counts(block.table.column("annotator").drop_null()).to_pylist():
+        annotators = block.table.column("annotator")
+        if annotators.null_count == len(annotators):
+            return
+        for found in pc.value_counts(annotators.drop_null()).to_pylist():
             if found["values"] in self._annotators or len(self._annotators) < COUNTED_ANNOTATORS:
                 self._annotators[found["values"]] += found["counts"]
 
+    def _count_lengths(self) -> None:
+        waiting, self._uncounted, self._uncounted_rows = self._uncounted, [], 0
+        for counter, lengths in zip(self._lengths, zip(*waiting, strict=True), strict=bool(waiting)):
+            values, counts = np.unique(np.concatenate(lengths), return_counts=True)
+            for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+                counter[value] += count
+
     def report(self) -> DatasetReport:
         """The report on all rows so far."""
+        self._count_lengths()
         duplicates, conflicting = self._repetitions()
         lengths = {
             name: _quantiles(counter)
