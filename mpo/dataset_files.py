@@ -6,7 +6,7 @@ that tell repetitions and, where ids were uploaded, eight more.
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -55,7 +55,7 @@ def validate_file(
             upload = open_upload(file, size, on_progress)
             builder.format = f"{upload.container}{packed}"
             # Before the writer, whose first allocation would reserve memory beyond the bound.
-            bound = bounded_memory() if upload.container == "parquet" else nullcontext()
+            bound = bounded_memory() if upload.container == "parquet" else _lean_memory()
             with bound, parquet_writer(target, SCHEMAS[kind], "lz4") as writer:
                 blocks = _blocks(upload, source, target.parent, builder, on_progress)
                 _write(_accepted(blocks, builder, max_bad_rows), writer, builder)
@@ -67,6 +67,17 @@ def validate_file(
         target.unlink()
         raise
     return builder.report()
+
+
+@contextmanager
+def _lean_memory() -> Iterator[None]:
+    """Arrow's own allocator keeps more of what is given back than the system's, and saves no time."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def _blocks(

@@ -118,7 +118,7 @@ def parse_line(raw: bytes, line: int) -> dict[str, object]:
         text = raw.decode()
         value = _DECODER.decode(text)
         # Only an escape can spell a NUL or half of a surrogate pair: elsewhere JSON and UTF-8 refuse them.
-        if "\\u" in text:
+        if "\\u0000" in text or "\\ud" in text or "\\uD" in text:
             refuse_unstorable(value, line)
     except UnicodeDecodeError as error:
         raise BadRow("The line is not UTF-8.", line=line, column=error.start + 1) from None

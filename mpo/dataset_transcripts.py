@@ -10,7 +10,7 @@ from mpo.records import shared_prefix
 
 _OPENING = ASSISTANT.encode()
 _TRIES = 4
-"""Openings of an assistant's turn that are tried as the prompt's end, before the common beginning is measured."""
+"""Openings of an assistant's turn that are tried as a prompt's end before common beginnings are measured."""
 
 
 def split_transcripts(chosen: pa.Array | None, rejected: pa.Array | None) -> dict[str, pa.Array]:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 BATCH_ROWS, BATCH_BYTES = 2048, 2**24
+_quote = json.encoder.encode_basestring
 
 
 class Message(TypedDict):
@@ -84,7 +85,11 @@ GAP_FIELD = pa.field("gap", pa.float64())
 
 def dump_content(content: Content) -> str:
     """The text of a content column: the string itself, or a message list as JSON."""
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    if isinstance(content, str):
+        return content
+    # As json.dumps without ensure_ascii, which makes an encoder for each call.
+    messages = (f'{{"role": {_quote(m["role"])}, "content": {_quote(m["content"])}}}' for m in content)
+    return f"[{', '.join(messages)}]"
 
 
 def load_content(text: str, form: str) -> Content:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,11 @@ from hypothesis import strategies as st
 
 from mpo import records
 from mpo.records import (
+    Message,
     PreferencePair,
     count_rows,
+    dump_content,
+    load_content,
     pairs_of,
     read_pairs,
     read_prompts,
@@ -83,3 +87,10 @@ def test_batches_of_long_rows_have_fewer(tmp_path: Path, monkeypatch: pytest.Mon
     batches = list(records.stream_batches(file))
     assert max(batch.num_rows for batch in batches) < 10
     assert [row for batch in batches for row in batch.to_pylist()] == whole
+
+
+@given(st.lists(st.builds(Message, role=st.text(), content=st.text())))
+def test_messages_are_written_as_json_writes_them(messages: list[Message]) -> None:
+    written = dump_content(messages)
+    assert written == json.dumps(messages, ensure_ascii=False)
+    assert load_content(written, "messages") == messages
