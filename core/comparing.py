@@ -8,7 +8,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from core.database import Transaction
-from core.sampling import Message
+from core.sampling import Message, Text
 from core.tables import Comparison, ComparisonRow
 
 MAX_SEED = 2**63 - 1
@@ -35,17 +35,17 @@ def different(names: list[str]) -> list[str]:
 
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_without_nul)]
-Text = Annotated[str, AfterValidator(_without_nul)]
+StorableText = Annotated[Text, AfterValidator(_without_nul)]
 
 
 class Turn(Message):
     """A turn of a conversation that the database can keep."""
 
-    role: Text
-    content: Text
+    role: StorableText
+    content: StorableText
 
 
-ComparedPrompt = Text | Annotated[list[Turn], Field(min_length=1)]
+ComparedPrompt = StorableText | Annotated[list[Turn], Field(min_length=1)]
 
 
 class ComparisonSampling(_Asked):

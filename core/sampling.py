@@ -7,7 +7,7 @@ to the stream that the request names, as entries with `id` and `body`.
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 from redis import Redis
 
 from core.errors import ServiceError, Unavailable
@@ -37,11 +37,23 @@ class ModelFiles(Wire):
     sha256: str
 
 
+def _whole_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("should hold no half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
+"""A string that UTF-8 can spell: JSON may hold others, and no tokenizer takes them."""
+
+
 class Message(Wire):
     """A turn of a conversation."""
 
-    role: str
-    content: str
+    role: Text
+    content: Text
 
 
 Prompt = str | list[Message] | list[int]

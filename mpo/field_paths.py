@@ -47,7 +47,9 @@ def _labelled(annotation: object, part: str | int) -> object:
     members = [member for member in _flat(annotation) if member is not type(None)]
     if len(members) < 2 or not isinstance(part, str) or _discriminator(annotation) is not None:
         return None
-    return next((member for member in members if _label(member) == part.partition("[")[0]), None)
+    # What validates a member besides stands around its name: `function-after[check(), str]`.
+    name = part.rpartition(", ")[2] if part.startswith("function-") else part
+    return next((m for m in members if _label(m) == name.partition("[")[0].rstrip("]")), None)
 
 
 def _label(member: object) -> str:

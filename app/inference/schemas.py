@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
 from app.wire import Body
-from core.sampling import Message
+from core.sampling import Message, Text
 
 MAX_SEQUENCES = 4_096
 ModelName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
@@ -49,9 +49,9 @@ class CompletionBody(SamplingFields):
     """`prompt`: a text, token ids, or a list of either."""
 
     prompt: (
-        str
+        Text
         | TokenIds
-        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[Text], Field(min_length=1)]
         | Annotated[list[TokenIds], Field(min_length=1)]
     )
     max_tokens: int = Field(16, ge=0, le=1_000_000, description="Bounded by the model's context.")
@@ -72,14 +72,14 @@ class TextPart(OpenAIBody):
     """A part of a message's content."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(OpenAIBody):
     """A turn; content in parts is joined."""
 
-    role: str = Field(min_length=1, max_length=100)
-    content: str | list[TextPart]
+    role: Text = Field(min_length=1, max_length=100)
+    content: Text | list[TextPart]
 
     def to_message(self) -> Message:
         """The turn as text."""
@@ -101,8 +101,8 @@ class ChatBody(SamplingFields):
 class RewardItem(Body):
     """A response to score. terminated: whether it ended by itself, rather than being cut."""
 
-    prompt: str | Annotated[list[Message], Field(min_length=1)]
-    response: str | Annotated[list[Message], Field(min_length=1)]
+    prompt: Text | Annotated[list[Message], Field(min_length=1)]
+    response: Text | Annotated[list[Message], Field(min_length=1)]
     terminated: bool = True
 
 
@@ -132,7 +132,7 @@ class TokenizeBody(Body):
     """A text, or a conversation, which goes through the chat template."""
 
     model: ModelName
-    text: str | Annotated[list[Message], Field(min_length=1)]
+    text: Text | Annotated[list[Message], Field(min_length=1)]
     add_special_tokens: bool = True
 
 

@@ -1,7 +1,7 @@
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from mpo.field_paths import walk, written_path
 
@@ -24,6 +24,7 @@ class House(BaseModel):
     pet: Pet | None = None
     pets: list[Pet] = []
     names: dict[str, str | list[str]] = {}
+    street: Annotated[str, AfterValidator(str.strip), AfterValidator(str.title)] | list[str] = ""
 
 
 CASES = {
@@ -36,6 +37,7 @@ CASES = {
     "no such member": ({"pet": {"type": "bird"}}, ("pet",)),
     "an unknown field": ({"pet": {"type": "cat", "wings": 2}}, ("pet", "wings")),
     "one of two plain types": ({"names": {"a": 1}}, ("names", "a")),
+    "one of two that is validated further": ({"street": 1}, ("street",)),
     "an item of one of two": ({"names": {"a": ["b", 1]}}, ("names", "a", 1)),
 }
 

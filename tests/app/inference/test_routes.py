@@ -1,5 +1,6 @@
 """Completions, rewards and tokens over HTTP, with the real sampler's loop behind them."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from core.bootstrap import register_model
 from core.database import open_transaction
 from core.sampling import MAX_PENDING_REQUESTS, REQUESTS
 from tests.sampler import connect, running_sampler, write_models
+
+AS_JSON = {"Content-Type": "application/json"}
+HALF = {"role": "user", "content": "\ud800"}
+"""Half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +108,17 @@ def test_rewards_and_texts(sampling: TestClient) -> None:
         ("completions", {"model": "plain", "prompt": "a", "temperature": 3}, 422, None, "temperature"),
         ("completions", {"model": "plain", "prompt": ["a"] * 99, "n": 99}, 422, None, "prompt"),
         ("completions", {"model": "pl\0in", "prompt": "a"}, 422, None, "model"),
+        ("completions", {"model": "plain", "prompt": "\ud800"}, 422, None, "prompt"),
+        ("chat/completions", {"model": "chatty", "messages": [HALF]}, 422, None, "messages[0].content"),
+        ("tokenize", {"model": "plain", "text": "\ud800"}, 422, None, "text"),
+        ("tokenize", {"model": "chatty", "text": [HALF]}, 422, None, "text"),
+        (
+            "rewards",
+            {"model": "scorer", "items": [{"prompt": "\ud800", "response": "b"}]},
+            422,
+            None,
+            "items[0].prompt",
+        ),
         (
             "chat/completions",
             {"model": "plain", "messages": [{"role": "user", "content": "a"}]},
@@ -117,7 +133,7 @@ def test_rewards_and_texts(sampling: TestClient) -> None:
 def test_what_cannot_be_served_is_a_problem_that_names_the_field(
     sampling: TestClient, path: str, body: dict[str, Any], status: int, code: str | None, param: str
 ) -> None:
-    response = sampling.post(f"/v1/{path}", json=body)
+    response = sampling.post(f"/v1/{path}", content=json.dumps(body), headers=AS_JSON)
     assert response.status_code == status, response.text
     problem = response.json()
     assert problem["error"]["param"] == param
