@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 from redis import Redis, RedisError
@@ -32,6 +32,7 @@ from core.storage import storage
 from mpo.errors import StageInterrupted
 from mpo.records import Content, read_prompts
 from mpo.records import Message as Turn
+from workers.scratch import own_folder
 from workers.win_rates import Scored, win_rates
 
 TOO_LONG = "context_length_exceeded"
@@ -188,8 +189,8 @@ def _prompts(config: ComparisonRequest, inputs: Inputs) -> list[Content]:
             for p in config.prompts
         ]
     source = inputs["prompts"][0]
-    with TemporaryDirectory(prefix="mpo-prompts-", dir=settings().scratch) as folder:
-        rows = storage().fetch(source["location"], Path(folder) / "rows.parquet")
+    with own_folder(settings().scratch or Path(gettempdir()), "mpo-prompts-") as folder:
+        rows = storage().fetch(source["location"], folder / "rows.parquet")
         return [row.prompt for row in read_prompts(rows)[: config.limit]]
 
 

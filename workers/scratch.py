@@ -1,10 +1,18 @@
-"""Folders that workers of this machine left behind when they were killed: <scratch>/{run}-{fence}."""
+"""Folders that workers and samplers of this machine left behind when they were killed.
 
+<scratch>/{run}-{fence} of a worker's runs; others belong to a process, which holds a lock in its own.
+"""
+
+import fcntl
 import logging
 import re
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sqlalchemy import select
 
@@ -13,6 +21,9 @@ from core.states import TERMINAL
 from core.tables import Run
 
 FOLDER = re.compile(r"(run_[0-9A-Z]{26})-([0-9]+)")
+LOCK = ".lock"
+UNLOCKED_SECONDS = 60.0
+"""A folder is there a moment before its lock is."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +47,33 @@ def clear_scratch(scratch: Path, grace: timedelta) -> int:
             shutil.rmtree(path, ignore_errors=True)
             cleared += 1
     return cleared
+
+
+@contextmanager
+def own_folder(scratch: Path, prefix: str) -> Iterator[Path]:
+    """A folder for this process, gone at the end; what killed processes left under the prefix goes first."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    for left in scratch.glob(f"{prefix}*"):
+        _clear_unowned(left)
+    with (
+        TemporaryDirectory(prefix=prefix, dir=scratch, ignore_cleanup_errors=True) as made,
+        (Path(made) / LOCK).open("w") as lock,
+    ):
+        # The kernel lets go of it however this process ends.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(made)
+
+
+def _clear_unowned(folder: Path) -> None:
+    try:
+        if folder.stat().st_mtime > time.time() - UNLOCKED_SECONDS:
+            return
+        with (folder / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return  # its owner lives, or has no lock to tell by; or it is gone
+    logger.info("cleared %s", folder.name)
 
 
 def _last_written(folder: Path) -> datetime:

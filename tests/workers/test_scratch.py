@@ -1,6 +1,9 @@
 """What killed workers left in the scratch folder."""
 
 import os
+import signal
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from core import queue
 from core.database import open_transaction
 from core.ids import new_id
 from core.work_items import NewRun
-from workers.scratch import clear_scratch
+from workers.scratch import LOCK, clear_scratch, own_folder
 
 NOW, HOUR = timedelta(0), timedelta(hours=1)
 
@@ -38,3 +41,32 @@ def test_folders_of_fences_that_are_over_go_and_no_others(tmp_path: Path) -> Non
         queue.cancel(tx, run_id or "")
     assert clear_scratch(scratch, NOW) == 1
     assert not (scratch / f"{run_id}-2").exists()
+
+
+def test_what_a_killed_sampler_copied_goes_with_the_next_and_a_living_one_keeps_its_own(
+    tmp_path: Path,
+) -> None:
+    scratch = tmp_path / "not made yet"
+    code = (
+        "import signal, sys; from pathlib import Path; from workers.scratch import own_folder\n"
+        "with own_folder(Path(sys.argv[1]), 'mpo-sampler-') as made:\n"
+        "    (made / 'weights').write_text('w'); print(made, flush=True); signal.pause()\n"
+    )
+    command = [sys.executable, "-c", code, str(scratch)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as living,
+    ):
+        try:
+            left, kept = (Path(p.stdout.readline().strip()) for p in (killed, living) if p.stdout)
+            killed.kill()
+            killed.wait()
+            for folder in (left, kept):
+                os.utime(folder, (0, 0))
+            with own_folder(scratch, "mpo-sampler-") as ours:
+                assert {p.name for p in scratch.iterdir()} == {kept.name, ours.name}
+                assert (kept / "weights").exists()
+                assert (ours / LOCK).exists()
+            assert not ours.exists()
+        finally:
+            living.send_signal(signal.SIGKILL)

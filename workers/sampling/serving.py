@@ -1,10 +1,10 @@
 """The sampler's loop: take what waits, answer it group by group. Torch is imported once it is announced."""
 
 import logging
+import tempfile
 import threading
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from redis import RedisError, ResponseError
@@ -13,6 +13,7 @@ from core.settings import settings
 from core.storage import storage
 from workers.sampling.grouping import grouped
 from workers.sampling.mailbox import Mail, Mailbox
+from workers.scratch import own_folder
 
 if TYPE_CHECKING:
     from workers.sampling.engine import Engine
@@ -26,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 def serve(mailbox: Mailbox, stop: threading.Event) -> None:
     """Answer requests until `stop` is set. Outlasts Redis being away, or coming back empty."""
-    with TemporaryDirectory(prefix="mpo-sampler-", dir=settings().scratch) as copies:
-        _serve(_load_engine(Path(copies)), mailbox, stop)
+    scratch = settings().scratch or Path(tempfile.gettempdir())
+    with own_folder(scratch, "mpo-sampler-") as copies:
+        _serve(_load_engine(copies), mailbox, stop)
 
 
 def _serve(engine: "Engine", mailbox: Mailbox, stop: threading.Event) -> None:
