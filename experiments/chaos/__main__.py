@@ -38,13 +38,13 @@ def main() -> int:
     for seed in arguments.seeds:
         done.append(campaign.run(seed, settings, folder / str(seed), example_rows(), say))
         tell(done[-1], folder / str(seed))
+        if arguments.docs:
+            given = " ".join([COMMAND, *sys.argv[1:]])
+            (arguments.docs / "reliability.md").write_text(page(done, settings, given), encoding="utf-8")
         if not done[-1].broken:
             shutil.rmtree(folder / str(seed))
     acknowledged = sum(len(each.ledger.entries) for each in done)
     print(f"{acknowledged} acknowledged over {len(done)} seeds: {' '.join(map(str, arguments.seeds))}")
-    if arguments.docs:
-        given = " ".join([COMMAND, *sys.argv[1:]])
-        (arguments.docs / "reliability.md").write_text(page(done, settings, given), encoding="utf-8")
     if acknowledged < arguments.least:
         print(f"too few to count: {arguments.least} were wanted")
     return int(any(each.broken for each in done) or acknowledged < arguments.least)
