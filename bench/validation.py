@@ -1,10 +1,11 @@
 """How fast an upload of JSON Lines is validated, and in how much memory: ours against json and pydantic.
 
-    python -m bench.validation --megabytes 2000 [--pairs FILE] [--rounds 2]
+    python -m bench.validation --megabytes 2000 [--pairs FILE | --short] [--transcripts] [--rounds 2]
 
 Ours does all that a worker's child does: checks, canonical Parquet, report. The opponent decodes and checks
 each row and keeps nothing. Each measurement is a process of its own; both take turns. Without --pairs, pairs
-of about 1,600 bytes are made up; pairs of a file are repeated, prompts and ids told apart by a number.
+of about 1,600 bytes are made up, with --short of about 420; pairs of a file are repeated, prompts and ids
+told apart by a number. With --transcripts prompts stand at the beginning of both responses, as in HH-RLHF.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from mpo.dataset_files import validate_file
+from mpo.dataset_rows import ASSISTANT
 
 MEGABYTE = 10**6
 
@@ -33,7 +35,7 @@ class Pair(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    prompt: str
+    prompt: str | None = None
     chosen: str
     rejected: str
 
@@ -52,16 +54,16 @@ def read_theirs(file: Path, target: Path) -> int:
 SIDES: dict[str, Callable[[Path, Path], int]] = {"ours": read_ours, "json + pydantic": read_theirs}
 
 
-def made_up_lines(count: int = 20_000) -> list[bytes]:
-    """Lines of pairs of random words, the same at every call."""
+def made_up_lines(prompt: int, response: int, count: int = 20_000) -> list[bytes]:
+    """Lines of pairs of at most so many random words, the same at every call."""
     draw = random.Random(0)  # noqa: S311
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyzäß", k=draw.randint(2, 9))) for _ in range(5000)]
 
-    def text(least: int, most: int) -> str:
-        return " ".join(draw.choices(words, k=draw.randint(least, most)))
+    def text(most: int) -> str:
+        return " ".join(draw.choices(words, k=draw.randint(most // 8, most)))
 
     rows = (
-        {"prompt": text(10, 80), "chosen": text(20, 160) + '\n"', "rejected": text(20, 160)}
+        {"prompt": text(prompt), "chosen": text(response) + '\n"', "rejected": text(response)}
         for _ in range(count)
     )
     return [json.dumps(row, ensure_ascii=False).encode() for row in rows]
@@ -73,12 +75,24 @@ def lines_of(file: Path) -> list[bytes]:
     return (gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content).splitlines()
 
 
+def as_transcripts(lines: list[bytes]) -> list[bytes]:
+    """Lines of pairs with the prompts, which are strings, in both responses alone."""
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        prompt = row.pop("prompt")
+        if ASSISTANT not in prompt:
+            prompt = f"\n\nHuman: {prompt}{ASSISTANT} "
+        row["chosen"], row["rejected"] = prompt + row["chosen"], prompt + row["rejected"]
+    return [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+
+
 def write_lines(target: Path, lines: list[bytes], size: int) -> None:
     """Repeats lines up to a size in bytes; no row twice, no id twice."""
     with target.open("wb") as file:
         for turn in itertools.count():
             for line in lines:
-                for name in (b'"prompt": "', b'"id": "'):
+                begun = (b'"prompt": "',) if b'"prompt": "' in line else (b'"chosen": "', b'"rejected": "')
+                for name in (*begun, b'"id": "'):
                     line = line.replace(name, name + b"%d " % turn, 1)
                 file.write(line + b"\n")
             if file.tell() >= size:
@@ -119,19 +133,20 @@ def main() -> int:
     )
     parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--pairs", type=Path)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--transcripts", action="store_true")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--measure", choices=list(SIDES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.pairs)))
         return 0
+    made_up = (20, 41) if arguments.short else (80, 160)
+    lines = lines_of(arguments.pairs) if arguments.pairs else made_up_lines(*made_up)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "upload.jsonl"
-        write_lines(
-            file,
-            lines_of(arguments.pairs) if arguments.pairs else made_up_lines(),
-            arguments.megabytes * MEGABYTE,
-        )
+        lines = as_transcripts(lines) if arguments.transcripts else lines
+        write_lines(file, lines, arguments.megabytes * MEGABYTE)
         found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(arguments.rounds):
             for side in SIDES:
