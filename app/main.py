@@ -15,13 +15,15 @@ from app.event_streams import EventFeed
 from app.inference import routes as inference
 from app.inference.replies import SamplerGateway
 from app.jobs import routes as jobs
+from app.marks import Marks
 from app.middleware import RequestFrame
 from app.models import routes as models
 from app.operations import routes as operations
 from app.operations.metrics import Metrics
 from app.runs import routes as runs
 from app.stopping import told_of_a_stop
-from app.streams import Watcher
+from app.streams import Bodies
+from app.watching import Watcher
 from core import logs
 from core.database import dispose
 from core.settings import settings
@@ -66,6 +68,7 @@ def create_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.state.marks, app.state.bodies = Marks(), Bodies()
     app.state.watcher = Watcher()
     app.state.feed = EventFeed()
     app.state.sampler = SamplerGateway()

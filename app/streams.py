@@ -1,32 +1,33 @@
-"""ETag, 304 and long polls for every single object: one watcher a process reads for all who wait.
+"""ETag, 304 and long polls for every single object: one reader and one watcher a process for all who ask.
 
-A route hands `Poll.answer` a function that reads a `Snapshot`: the view, the versions of the rows that it was
-made from, and whether it can still change. What waits holds neither a session nor a thread.
+A route hands `Poll.answer` a `Subject`, whose mark tells when it has changed, and a function that makes the
+view: it is called only where the client has to be sent one that this process does not have at hand. What
+waits holds neither a session nor a thread.
 """
 
 import asyncio
 import hashlib
-import logging
+import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
-from sqlalchemy import literal, select, union_all
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from app.marks import Mark, MarkedNoun, Marks, Watch, read_marks
+from app.watching import Watcher
 from core.database import open_session
-from core.tables import Comparison, Dataset, Job, Run
+from core.errors import NotFound
 
-LOOK_SECONDS = 0.2
+KEPT_BYTES = 16 << 20
+"""Of answers that this process keeps at hand."""
 
-Versioned = Dataset | Job | Run | Comparison
-Watch = tuple[type[Versioned], str]
-"""A row whose changes are waited for: its class and id."""
 Wait = Annotated[
     float,
     Query(
@@ -40,110 +41,78 @@ POLLED: dict[int | str, dict[str, Any]] = {
 }
 """OpenAPI's text of what every single object answers with."""
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A view, and how to notice that it is no longer true."""
+class Subject:
+    """What is asked for, by whom, and the kind of view that is given of it."""
 
-    view: BaseModel
-    versions: Mapping[Watch, int]
-    finished: bool = False
+    noun: MarkedNoun
+    id: str
+    owner: str
+    view: type[BaseModel]
 
-
-def versions_of(*rows: Versioned) -> dict[Watch, int]:
-    """What to watch of rows that a view was made from."""
-    return {(type(row), row.id): row.version for row in rows}
-
-
-@dataclass(eq=False)
-class _Waiter:
-    versions: Mapping[Watch, int]
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    @property
+    def watch(self) -> Watch:
+        """What tells of its changes."""
+        return self.noun, self.id
 
 
-class Watcher:
-    """Reads the versions of all rows that somebody waits for, in one statement every `LOOK_SECONDS`."""
+class Bodies:
+    """Answers by subject and ETag, the last used ones up to `KEPT_BYTES`. For the event loop alone."""
 
     def __init__(self) -> None:
-        self._waiters: set[_Waiter] = set()
-        self._task: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._kept: OrderedDict[tuple[Watch, str], bytes] = OrderedDict()
+        self._bytes = 0
 
-    async def wait(self, versions: Mapping[Watch, int], seconds: float) -> bool:
-        """Until one of the rows has another version (then True), the time is up, or the server stops."""
-        if self._stopping:
-            return False
-        waiter = _Waiter(versions)
-        self._waiters.add(waiter)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._look_on())
-        try:
-            await asyncio.wait_for(waiter.changed.wait(), seconds)
-        except TimeoutError:
-            return False
-        finally:
-            self._waiters.discard(waiter)
-        return not self._stopping
+    def get(self, watch: Watch, etag: str) -> bytes | None:
+        """What was answered under this ETag, where it is still at hand."""
+        if (body := self._kept.get((watch, etag))) is not None:
+            self._kept.move_to_end((watch, etag))
+        return body
 
-    def let_go(self) -> None:
-        """The server is to stop: who waits is answered at once, and nobody waits any more."""
-        self._stopping = True
-        for waiter in self._waiters:
-            waiter.changed.set()
-
-    async def stop(self) -> None:
-        """End the task too."""
-        self.let_go()
-        if self._task is not None:
-            # Not cancelled: its thread would go on and keep a connection.
-            await asyncio.wait({self._task})
-            self._task = None
-
-    async def _look_on(self) -> None:
-        while self._waiters and not self._stopping:
-            watched = {watch for waiter in self._waiters for watch in waiter.versions}
-            try:
-                now = await run_in_threadpool(_read_versions, watched)
-            except SQLAlchemyError as error:
-                # Whoever waits finds the same when the time is up; a short outage costs only a delay.
-                logger.warning("cannot look at versions: %s", type(error).__name__)
-            else:
-                self._wake(watched, now)
-            await asyncio.sleep(LOOK_SECONDS)
-
-    def _wake(self, watched: set[Watch], now: Mapping[Watch, int]) -> None:
-        for waiter in self._waiters:
-            if any(w in watched and now.get(w) != version for w, version in waiter.versions.items()):
-                waiter.changed.set()
+    def keep(self, watch: Watch, etag: str, body: bytes) -> None:
+        """Have it at hand for the next who asks."""
+        self._bytes += len(body) - len(self._kept.pop((watch, etag), b""))
+        self._kept[watch, etag] = body
+        while self._bytes > KEPT_BYTES:
+            self._bytes -= len(self._kept.popitem(last=False)[1])
 
 
-def _read_versions(watched: set[Watch]) -> dict[Watch, int]:
-    ids: dict[type[Versioned], list[str]] = {}
-    for table, id_ in watched:
-        ids.setdefault(table, []).append(id_)
-    tables = list(ids)
-    parts = [
-        select(literal(number).label("number"), table.id, table.version).where(table.id.in_(ids[table]))
-        for number, table in enumerate(tables)
-    ]
-    with open_session() as session:
-        return {(tables[number], id_): version for number, id_, version in session.execute(union_all(*parts))}
+@lru_cache
+def _shape(view: type[BaseModel]) -> str:
+    """A version of the service that shows more has other ETags, although the rows are the same."""
+    return hashlib.sha256(json.dumps(view.model_json_schema(), sort_keys=True).encode()).hexdigest()
+
+
+def _etag(subject: Subject, mark: Mark) -> str:
+    shown = repr((subject.id, _shape(subject.view), mark.changes, sorted(mark.places.items())))
+    return _quoted(shown.encode())
+
+
+def _quoted(shown: bytes) -> str:
+    return f'"{hashlib.sha256(shown).hexdigest()[:32]}"'
+
+
+Read = Callable[[Session, Mark], BaseModel]
 
 
 @dataclass(frozen=True)
-class _Answer:
-    snapshot: Snapshot
-    body: bytes
-    etag: str
+class _Body:
+    content: bytes
+    is_current: bool
 
 
-def _read(read: Callable[[Session], Snapshot]) -> _Answer:
+def _read(read: Read, subject: Subject, mark: Mark) -> _Body:
+    """The view as JSON; not current where the object has changed while it was read."""
     with open_session() as session:
-        snapshot = read(session)
-    body = snapshot.view.model_dump_json().encode()
-    return _Answer(snapshot, body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+        content = read(session, mark).model_dump_json().encode()
+        after = read_marks(session, [subject.watch], places=False).get(subject.watch)
+    return _Body(content, after is not None and after.changes == mark.changes)
+
+
+def _content(read: Callable[[Session], BaseModel]) -> bytes:
+    with open_session() as session:
+        return read(session).model_dump_json().encode()
 
 
 def _matches(if_none_match: str | None, etag: str) -> bool:
@@ -161,42 +130,100 @@ class Poll:
 
     async def answer(
         self,
-        read: Callable[[Session], Snapshot],
+        subject: Subject,
+        read: Read,
         *,
         status: int = 200,
         headers: Mapping[str, str] | None = None,
         until_finished: bool = False,
     ) -> Response:
-        """The object as `read` tells it, after waiting as asked: for a change, or until it has finished."""
-        answer = await run_in_threadpool(_read, read)
-        known = self.if_none_match is None or _matches(self.if_none_match, answer.etag)
-        if self.wait_seconds and known:
-            answer = await self._after_change(read, answer, until_finished)
-        sent = {"ETag": answer.etag, "Cache-Control": "private, no-cache", **(headers or {})}
-        if status == 200 and _matches(self.if_none_match, answer.etag):
-            return Response(status_code=304, headers=sent)
-        return Response(answer.body, status, sent, media_type="application/json")
+        """The subject as `read` tells it, after waiting as asked: for a change, or until it has finished.
 
-    async def _after_change(
-        self, read: Callable[[Session], Snapshot], first: _Answer, until_finished: bool
-    ) -> _Answer:
+        Raises NotFound where there is none that its owner has.
+        """
+        mark = await self._look(subject)
+        first = mark.changes
+        if self.wait_seconds and self._knows(_etag(subject, mark)):
+
+            async def is_same(now: Mark) -> bool:
+                return until_finished or now.changes == first
+
+            mark = await self._while(is_same, subject, mark)
+        etag = _etag(subject, mark)
+        if status == 200 and _matches(self.if_none_match, etag):
+            return self._unchanged(etag, headers)
+        bodies: Bodies = self.request.app.state.bodies
+        content = bodies.get(subject.watch, etag)
+        if content is None:
+            body = await run_in_threadpool(_read, read, subject, mark)
+            content = body.content
+            if body.is_current:
+                # Else it is newer than its ETag: good for an answer, as the next one is then no 304.
+                bodies.keep(subject.watch, etag, content)
+        return Response(content, status, _sent(etag, headers), media_type="application/json")
+
+    async def answer_by_content(
+        self,
+        read: Callable[[Session], BaseModel],
+        *,
+        made_from: Subject | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """What its own ETag is made from. made_from: a change of this is waited for; else of nothing."""
+        mark = await self._look(made_from) if made_from is not None else None
+        content = await run_in_threadpool(_content, read)
+        etag = first = _quoted(content)
+        if mark is not None and self.wait_seconds and self._knows(first):
+
+            async def is_same(_: Mark) -> bool:
+                nonlocal content
+                content = await run_in_threadpool(_content, read)
+                return _quoted(content) == first
+
+            assert made_from is not None
+            await self._while(is_same, made_from, mark)
+            etag = _quoted(content)
+        if _matches(self.if_none_match, etag):
+            return self._unchanged(etag, headers)
+        return Response(content, 200, _sent(etag, headers), media_type="application/json")
+
+    def _knows(self, etag: str) -> bool:
+        return self.if_none_match is None or _matches(self.if_none_match, etag)
+
+    def _unchanged(self, etag: str, headers: Mapping[str, str] | None) -> Response:
+        return Response(status_code=304, headers=_sent(etag, headers))
+
+    async def _look(self, subject: Subject) -> Mark:
+        marks: Marks = self.request.app.state.marks
+        mark = await marks.read(subject.watch)
+        if mark is None or mark.owner != subject.owner:
+            raise NotFound(f"There is no {subject.noun} {subject.id}")
+        return mark
+
+    async def _while(self, is_same: Callable[[Mark], Awaitable[bool]], subject: Subject, mark: Mark) -> Mark:
+        """The mark after which there is something to tell, or the newest when nobody waits any more."""
         watcher: Watcher = self.request.app.state.watcher
         gone = asyncio.create_task(_gone(self.request))
-        deadline, answer = time.monotonic() + self.wait_seconds, first
+        deadline, go_on = time.monotonic() + self.wait_seconds, True
         try:
-            while not answer.snapshot.finished and (until_finished or answer.etag == first.etag):
+            while go_on and not mark.finished:
                 seconds = deadline - time.monotonic()
-                waiting = asyncio.create_task(watcher.wait(answer.snapshot.versions, max(seconds, 0)))
+                waiting = asyncio.create_task(watcher.wait(subject.watch, mark.changes, max(seconds, 0)))
                 try:
                     await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     await _end(waiting)
                 if gone.done() or waiting.cancelled() or not waiting.result():
-                    return answer
-                answer = await run_in_threadpool(_read, read)
-            return answer
+                    return mark
+                mark = await self._look(subject)
+                go_on = await is_same(mark)
+            return mark
         finally:
             await _end(gone)
+
+
+def _sent(etag: str, headers: Mapping[str, str] | None) -> dict[str, str]:
+    return {"ETag": etag, "Cache-Control": "private, no-cache", **(headers or {})}
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

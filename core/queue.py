@@ -81,7 +81,8 @@ def claim(tx: Transaction, slot: str, worker_id: str) -> ClaimedRun | None:
 
 def renew(tx: Transaction, claimed: ClaimedRun) -> None:
     """Prolong the lease; raises FenceOver, with the run's state, where the run is no longer ours."""
-    _update_held(tx, claimed, lease_until=_lease_end())
+    # Nobody is shown a lease: whoever waits for a change of the run is not woken by it.
+    _update_held(tx, claimed, lease_until=_lease_end(), version=Run.version)
 
 
 def record_progress(

@@ -17,9 +17,8 @@ from app.artifacts.scored_job import find_scored_job
 from app.dependencies import ReadCaller, SessionDep
 from app.pagination import Limit, Page
 from app.problems import responses
-from app.streams import POLLED, PollDep, Snapshot, versions_of
+from app.streams import POLLED, PollDep, Subject
 from core.database import open_session
-from core.states import FINISHED_JOB
 from mpo.parts import Order, Part
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
@@ -42,7 +41,7 @@ FORMS = {form: {"schema": {"type": "string"}} for name, form in MEDIA_TYPES.item
 @router.get("/{artifact_id}", response_model=ArtifactView, responses=responses(404) | POLLED)
 async def read_artifact(caller: ReadCaller, artifact_id: str, poll: PollDep) -> Response:
     """Read an artifact and where it comes from: its inputs lead back to what was uploaded."""
-    return await poll.answer(lambda session: service.read_artifact(session, caller.owner, artifact_id))
+    return await poll.answer_by_content(lambda s: service.read_artifact(s, caller.owner, artifact_id))
 
 
 @job_router.get(
@@ -67,13 +66,12 @@ async def read_reward_gaps(
     query = GapQuery(bins, lower, upper, part)
     form = format or accepted_format(accept)
 
-    def read(session: Session) -> Snapshot:
-        scored = find_scored_job(session, caller.owner, job_id)
-        gaps = reward_gaps.read_reward_gaps(scored, query)
-        return Snapshot(gaps, versions_of(scored.job), finished=scored.job.status in FINISHED_JOB)
+    def read(session: Session) -> RewardGaps:
+        return reward_gaps.read_reward_gaps(find_scored_job(session, caller.owner, job_id), query)
 
     if form == "json":
-        return await poll.answer(read, headers={"Vary": "Accept"})
+        job = Subject("job", job_id, caller.owner, RewardGaps)
+        return await poll.answer_by_content(read, made_from=job, headers={"Vary": "Accept"})
     return await run_in_threadpool(_shown, caller.owner, job_id, query, form)
 
 

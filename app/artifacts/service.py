@@ -4,19 +4,18 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.artifacts.schemas import ArtifactView, InputView
-from app.streams import Snapshot
 from core.errors import NotFound
 from core.tables import Artifact, Dataset
 
 
-def read_artifact(session: Session, owner: str, artifact_id: str) -> Snapshot:
+def read_artifact(session: Session, owner: str, artifact_id: str) -> ArtifactView:
     """The caller's artifact with its lineage, which never changes; raises NotFound."""
     mine = Artifact.id == artifact_id, Artifact.owner == owner, Artifact.deleted_at.is_(None)
     artifact = session.scalar(select(Artifact).where(*mine))
     if artifact is None:
         raise NotFound(f"There is no artifact {artifact_id}")
     view = ArtifactView.model_validate(artifact)
-    return Snapshot(view.model_copy(update={"inputs": _to_the_upload(session, view)}), {}, finished=True)
+    return view.model_copy(update={"inputs": _to_the_upload(session, view)})
 
 
 def _to_the_upload(session: Session, view: ArtifactView) -> list[InputView]:

@@ -8,6 +8,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
+from app.authentication import Caller
 from app.comparisons import service
 from app.comparisons.csv_rows import stream_csv
 from app.comparisons.schemas import ComparisonCreate, ComparisonRowView, ComparisonView
@@ -15,7 +16,7 @@ from app.dependencies import ReadCaller, SessionDep, WriteCaller
 from app.idempotency import REPLAYED, Made, OnceDep, creates
 from app.pagination import Page, PageDep, RowPageDep, list_page
 from app.problems import responses
-from app.streams import POLLED, PollDep
+from app.streams import POLLED, Poll, PollDep, Subject
 from core.database import Transaction, open_transaction
 from core.tables import Comparison
 
@@ -36,7 +37,7 @@ async def create_comparison(
     def make(tx: Transaction) -> Made:
         comparison_id = service.create_comparison(tx, caller.owner, body)
         made = service.read_comparison(tx.session, caller.owner, comparison_id)
-        return Made(made.view, 202, f"/v1/comparisons/{comparison_id}")
+        return Made(made, 202, f"/v1/comparisons/{comparison_id}")
 
     answer = await once.answer(caller.owner, make)
     if not poll.wait_seconds:
@@ -44,8 +45,7 @@ async def create_comparison(
     # A replay waits as the first request did, and tells how far the same comparison is.
     headers = {name: answer.headers[name] for name in ("Location", REPLAYED) if name in answer.headers}
     comparison_id = headers["Location"].rpartition("/")[2]
-    read = partial(service.read_comparison, owner=caller.owner, comparison_id=comparison_id)
-    return await poll.answer(read, status=202, headers=headers, until_finished=True)
+    return await _polled(poll, caller, comparison_id, status=202, headers=headers, until_finished=True)
 
 
 @router.get("")
@@ -60,9 +60,7 @@ def list_comparisons(caller: ReadCaller, session: SessionDep, page: PageDep) -> 
 @router.get("/{comparison_id}", response_model=ComparisonView, responses=responses(404) | POLLED)
 async def read_comparison(caller: ReadCaller, comparison_id: str, poll: PollDep) -> Response:
     """One comparison, with its first 20 rows and its win rates."""
-    return await poll.answer(
-        partial(service.read_comparison, owner=caller.owner, comparison_id=comparison_id)
-    )
+    return await _polled(poll, caller, comparison_id)
 
 
 @router.get(
@@ -94,6 +92,11 @@ async def cancel_comparison(caller: WriteCaller, comparison_id: str, poll: PollD
             service.cancel_comparison(tx, caller.owner, comparison_id)
 
     await run_in_threadpool(cancel)
+    return await _polled(poll, caller, comparison_id)
+
+
+async def _polled(poll: Poll, caller: Caller, comparison_id: str, **how: Any) -> Response:
+    subject = Subject("comparison", comparison_id, caller.owner, ComparisonView)
     return await poll.answer(
-        partial(service.read_comparison, owner=caller.owner, comparison_id=comparison_id)
+        subject, lambda session, _: service.read_comparison(session, caller.owner, comparison_id), **how
     )

@@ -15,7 +15,6 @@ from app.comparisons.schemas import (
     ComparisonView,
 )
 from app.pagination import Page, PageQuery, page_of
-from app.streams import Snapshot, versions_of
 from core import queue
 from core.comparing import MAX_SEED, ComparisonRequest, RewardModelScorer, progress_of
 from core.database import Transaction
@@ -93,11 +92,9 @@ def find_comparison(session: Session, owner: str, comparison_id: str) -> Compari
     return comparison
 
 
-def read_comparison(session: Session, owner: str, comparison_id: str) -> Snapshot:
-    """A comparison as it is now, and what to watch for a change."""
-    comparison = find_comparison(session, owner, comparison_id)
-    finished = comparison.status in FINISHED_JOB
-    return Snapshot(comparison_view(session, comparison), versions_of(comparison), finished)
+def read_comparison(session: Session, owner: str, comparison_id: str) -> ComparisonView:
+    """A comparison as it is now."""
+    return comparison_view(session, find_comparison(session, owner, comparison_id))
 
 
 def comparison_view(session: Session, comparison: Comparison) -> ComparisonView:

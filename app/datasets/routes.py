@@ -16,21 +16,20 @@ from app.datasets import reports, rows, service, uploads
 from app.datasets.schemas import DatasetCreate, DatasetRow, DatasetView, ReportView
 from app.dependencies import ReadCaller, SessionDep, StorageDep, WriteCaller
 from app.idempotency import REPLAYED, Made, Once, OnceDep, creates, fingerprint_of
+from app.marks import Mark
 from app.pagination import Page, PageDep, RowPageDep, list_page
 from app.problems import responses
-from app.streams import POLLED, PollDep, Snapshot, versions_of
+from app.streams import POLLED, PollDep, Subject
 from app.validation import parse_body
 from app.wire import Deleted
 from core.database import Transaction, open_session, open_transaction
 from core.errors import ServiceError, Unprocessable
-from core.states import DatasetState
 from core.storage import Storage
 from core.stored_files import StoredFile
 from core.tables import Dataset
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
-ENDED = (DatasetState.READY, DatasetState.INVALID)
 _FORM = DatasetCreate.model_json_schema()
 _FORM = {
     **_FORM,
@@ -156,11 +155,10 @@ def list_datasets(caller: ReadCaller, session: SessionDep, page: PageDep) -> Pag
 async def read_dataset(dataset_id: str, caller: ReadCaller, poll: PollDep) -> Response:
     """One dataset. `wait` holds the answer until it changes; a ready or invalid one answers at once."""
 
-    def read(session: Session) -> Snapshot:
-        dataset = service.get_dataset(session, caller.owner, dataset_id)
-        return Snapshot(DatasetView.model_validate(dataset), versions_of(dataset), dataset.status in ENDED)
+    def read(session: Session, _: Mark) -> DatasetView:
+        return DatasetView.model_validate(service.get_dataset(session, caller.owner, dataset_id))
 
-    return await poll.answer(read)
+    return await poll.answer(Subject("dataset", dataset_id, caller.owner, DatasetView), read)
 
 
 @router.delete("/{dataset_id}", responses=responses(404, 409))

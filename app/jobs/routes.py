@@ -1,5 +1,6 @@
 """Jobs over HTTP."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
@@ -14,7 +15,7 @@ from app.jobs.schemas import CreateJob, DryRunView, EventPage, JobView, MetricLi
 from app.jobs.views import job_view
 from app.pagination import Page, PageDep
 from app.problems import responses
-from app.streams import POLLED, PollDep
+from app.streams import POLLED, PollDep, Subject
 from app.wire import Deleted
 from core.aftermath import apply_run
 from core.database import Transaction, open_transaction
@@ -96,7 +97,8 @@ def list_jobs(
 @router.get("/{job_id}", response_model=JobView, responses=responses(404) | POLLED)
 async def read_job(caller: ReadCaller, job_id: str, poll: PollDep) -> Response:
     """Read a job, its stages and how far they are."""
-    return await poll.answer(lambda session: service.read_job(session, caller.owner, job_id))
+    subject = Subject("job", job_id, caller.owner, JobView)
+    return await poll.answer(subject, partial(service.read_job, owner=caller.owner, job_id=job_id))
 
 
 @router.delete("/{job_id}", responses=responses(404, 409))

@@ -5,11 +5,11 @@ from sqlalchemy.orm import Session
 
 from app.jobs.schemas import EventPage, EventView, JobView
 from app.jobs.views import job_view, job_views
+from app.marks import Mark
 from app.pagination import Page, PageQuery, place_after
-from app.streams import Snapshot, versions_of
 from core.database import open_session
 from core.errors import NotFound, Unprocessable
-from core.states import FINISHED_JOB, JobState
+from core.states import JobState
 from core.tables import Event, Job, JobInput
 
 
@@ -21,10 +21,9 @@ def find_job(session: Session, owner: str, job_id: str) -> Job:
     return job
 
 
-def read_job(session: Session, owner: str, job_id: str) -> Snapshot:
-    """A job as it is now, and what to watch for a change."""
-    job = find_job(session, owner, job_id)
-    return Snapshot(job_view(session, job), versions_of(job), finished=job.status in FINISHED_JOB)
+def read_job(session: Session, mark: Mark, *, owner: str, job_id: str) -> JobView:
+    """A job as it is now; its place in the queue is that of the mark, whose ETag speaks of it."""
+    return job_view(session, find_job(session, owner, job_id), places=mark.places)
 
 
 def list_jobs(

@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import ARRAY, String, bindparam, select, text
+from sqlalchemy import ARRAY, String, bindparam, select
 from sqlalchemy.orm import Session, defer
 
+from app.jobs.places import queue_places
 from app.jobs.planning import sources_of, written_inputs
 from app.jobs.progress import job_progress, stage_progress
 from app.jobs.schemas import JobError, JobView, Pause, StageError, StageProgress, StageView
 from core.states import JobState, RunState, StageState
 from core.tables import Job, Run, StageRow
-
-FARTHEST_COUNTED = 1000
-"""Runs before a queued one that are counted for its place."""
 
 # Built once: an answer spends more time on making a statement than on sending it.
 _STAGES = (
@@ -26,19 +24,6 @@ _RUNS = (
     # Long, and shown by no view of a job.
     .options(defer(Run.log), defer(Run.config), defer(Run.inputs))
 )
-# Two branches, each a range of the queue's index, which counts no farther than it must.
-_POSITIONS = text("""
-SELECT run.id, (
-    SELECT count(*) FROM (
-        (SELECT 1 FROM runs AS earlier WHERE earlier.state = 'queued' AND earlier.slot = run.slot
-         AND earlier.priority > run.priority LIMIT :farthest)
-        UNION ALL
-        (SELECT 1 FROM runs AS earlier WHERE earlier.state = 'queued' AND earlier.slot = run.slot
-         AND earlier.priority = run.priority
-         AND (earlier.age, earlier.rank, earlier.id) < (run.age, run.rank, run.id) LIMIT :farthest)
-    ) AS counted
-) FROM runs AS run WHERE run.id = ANY(:ids) AND run.state = 'queued'
-""")
 
 
 def job_view(
@@ -46,10 +31,11 @@ def job_view(
     job: Job,
     stages: list[StageRow] | None = None,
     runs: Mapping[str, Run] | None = None,
+    places: Mapping[str, int] | None = None,
 ) -> JobView:
-    """One job. stages, runs: its rows and those of their runs, where they are at hand."""
+    """One job. stages, runs, places: its rows, those of their runs, these runs' places, where at hand."""
     by_job = {job.id: stages} if stages is not None else _stages_of([job], session)
-    return _views(session, [job], by_job, runs)[0]
+    return _views(session, [job], by_job, runs, places)[0]
 
 
 def job_views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
@@ -69,13 +55,15 @@ def _views(
     jobs: Sequence[Job],
     by_job: Mapping[str, list[StageRow]],
     runs: Mapping[str, Run] | None = None,
+    places: Mapping[str, int] | None = None,
 ) -> list[JobView]:
     if runs is None:
         runs = _runs_of(session, by_job)
     first_queued = {job.id: _first_queued(by_job[job.id], runs) for job in jobs}
-    positions = queue_positions(session, [run.id for run in first_queued.values() if run is not None])
+    if places is None:
+        places = queue_places(session, [run.id for run in first_queued.values() if run is not None])
     return [
-        _view(job, by_job[job.id], runs, positions.get(run.id) if (run := first_queued[job.id]) else None)
+        _view(job, by_job[job.id], runs, places.get(run.id) if (run := first_queued[job.id]) else None)
         for job in jobs
     ]
 
@@ -83,18 +71,6 @@ def _views(
 def _runs_of(session: Session, by_job: Mapping[str, list[StageRow]]) -> dict[str, Run]:
     run_ids = sorted({s.run_id for stages in by_job.values() for s in stages if s.run_id is not None})
     return {run.id: run for run in session.scalars(_RUNS, {"ids": run_ids})} if run_ids else {}
-
-
-def queue_positions(session: Session, run_ids: Sequence[str]) -> dict[str, int]:
-    """Place, from 1, of each queued run among the queued runs of its slot class, in the order of claims.
-
-    None is given where more than `FARTHEST_COUNTED` come first: counting a long queue would take longer than
-    everything else that an answer does.
-    """
-    if not run_ids:
-        return {}
-    found = session.connection().execute(_POSITIONS, {"ids": list(run_ids), "farthest": FARTHEST_COUNTED})
-    return {run_id: before + 1 for run_id, before in found if before < FARTHEST_COUNTED}
 
 
 def _first_queued(stages: Sequence[StageRow], runs: Mapping[str, Run]) -> Run | None:

@@ -3,7 +3,6 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from sqlalchemy.orm import Session
 
 from app.authentication import MissingScope
 from app.dependencies import (
@@ -19,7 +18,7 @@ from app.models import downloads, queries, service
 from app.models.schemas import FileList, FileView, ModelCreate, ModelView
 from app.pagination import After, Limit, Order, Page, PageQuery
 from app.problems import responses
-from app.streams import POLLED, PollDep, Snapshot
+from app.streams import POLLED, PollDep
 from app.wire import Deleted
 from core.database import Transaction, open_transaction
 from core.errors import Conflict, NotFound
@@ -69,10 +68,7 @@ async def create_model(body: ModelCreate, caller: AdminCaller, once: OnceDep) ->
 async def read_model(model_id: str, caller: ReadCaller, poll: PollDep) -> Response:
     """One model."""
 
-    def read(session: Session) -> Snapshot:
-        return Snapshot(service.get_model(session, caller.owner, model_id), {}, finished=True)
-
-    return await poll.answer(read)
+    return await poll.answer_by_content(lambda s: service.get_model(s, caller.owner, model_id))
 
 
 @router.delete("/{model_id}", responses=responses(404, 409))

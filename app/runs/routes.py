@@ -7,7 +7,7 @@ from app.dependencies import ReadCaller, SessionDep
 from app.problems import responses
 from app.runs import service
 from app.runs.schemas import RunView
-from app.streams import POLLED, PollDep
+from app.streams import POLLED, PollDep, Subject
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -15,7 +15,8 @@ router = APIRouter(prefix="/v1/runs", tags=["runs"])
 @router.get("/{run_id}", response_model=RunView, responses=responses(404) | POLLED)
 async def read_run(caller: ReadCaller, run_id: str, poll: PollDep) -> Response:
     """Read a run, and the other runs of the same work."""
-    return await poll.answer(lambda session: service.read_run(session, caller.owner, run_id))
+    subject = Subject("run", run_id, caller.owner, RunView)
+    return await poll.answer(subject, lambda session, _: service.read_run(session, caller.owner, run_id))
 
 
 @router.get("/{run_id}/log", response_class=PlainTextResponse, responses=responses(404))

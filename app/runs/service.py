@@ -4,9 +4,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.runs.schemas import RunError, RunView, Try
-from app.streams import Snapshot, versions_of
 from core.errors import NotFound
-from core.states import TERMINAL
 from core.tables import Artifact, Run
 
 
@@ -18,12 +16,12 @@ def find_run(session: Session, owner: str, run_id: str) -> Run:
     return run
 
 
-def read_run(session: Session, owner: str, run_id: str) -> Snapshot:
-    """A run as it is now, and what to watch for a change."""
+def read_run(session: Session, owner: str, run_id: str) -> RunView:
+    """A run as it is now."""
     run = find_run(session, owner, run_id)
     kept = Artifact.run_id == run.id, Artifact.deleted_at.is_(None)
     made = session.execute(select(Artifact.output, Artifact.id).where(*kept))
-    view = RunView(
+    return RunView(
         id=run.id,
         kind=run.kind,
         status=run.state,
@@ -49,7 +47,6 @@ def read_run(session: Session, owner: str, run_id: str) -> Snapshot:
         finished_at=run.finished_at,
         error=_error(run),
     )
-    return Snapshot(view, versions_of(run), finished=run.state in TERMINAL)
 
 
 def read_log(session: Session, owner: str, run_id: str) -> str:

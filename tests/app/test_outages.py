@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.engine import make_url
 
-from app.streams import Watcher
+from app.watching import Watcher
 from core import connections
 from core.bootstrap import ensure_admin_key
 from core.database import open_transaction

@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from app import authentication
 from app.jobs import creation, room
-from app.jobs.views import FARTHEST_COUNTED
+from app.jobs.places import FARTHEST_COUNTED
 from core.database import engine, open_transaction
 from core.queue import enqueue
 from core.work_items import NewRun
