@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread, local
+from time import sleep
 from typing import Any
 
 import psycopg
@@ -13,6 +14,7 @@ Action = Callable[[Connection, bool], None]
 """What happens at a point, given the connection and whether the point is a COMMIT."""
 
 POLL_SECONDS = 0.001
+LONGEST_POLL_SECONDS = 0.016
 PATIENCE_SECONDS = 20
 
 
@@ -71,7 +73,10 @@ class Faults:
     def lose_connection(self, connection: Connection, commit: bool) -> None:
         """The server ends the session: what was not committed never was."""
         pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
-        self._admin.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        self._admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        # The server itself would wait in steps of 100 ms.
+        while self._admin.execute("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchone():
+            sleep(POLL_SECONDS)
 
     def lose_answer(self, connection: Connection, commit: bool) -> None:
         """The server commits and the answer is lost; at a statement, the connection is lost."""
@@ -107,8 +112,9 @@ class Faults:
         assert reached.wait(PATIENCE_SECONDS)
         threads.append(Thread(target=run, args=(second, None, ended)))
         threads[1].start()
-        while not ended.wait(POLL_SECONDS) and not self._somebody_waits():
-            pass
+        pause = POLL_SECONDS
+        while not ended.wait(pause) and not self._somebody_waits():
+            pause = min(2 * pause, LONGEST_POLL_SECONDS)
         go_on.set()
         for thread in threads:
             thread.join(PATIENCE_SECONDS)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-from psycopg.rows import dict_row
 
 from core.queue import POISON_CRASHES, POISON_LEASES
 
@@ -23,11 +22,15 @@ RUNS = (
 ARTIFACTS = "SELECT id, owner, key, output, run_id, location, deleted_at FROM artifacts"
 REFERENCES = "SELECT artifact_id, job_id, stage_name FROM artifact_references"
 EVENTS = "SELECT job_id, array_agg(id ORDER BY id) AS ids FROM events GROUP BY job_id"
+READ = "SELECT " + ", ".join(
+    f"(SELECT coalesce(json_agg(row), '[]') FROM ({rows}) AS row)"
+    for rows in (JOBS, STAGES, RUNS, ARTIFACTS, REFERENCES, EVENTS)
+)
 
 
 @dataclass
 class Snapshot:
-    """All rows, read by one statement each while nothing else is under way."""
+    """All rows, read by one statement while nothing else is under way; moments are texts."""
 
     jobs: dict[str, Row]
     stages: list[Row]
@@ -39,19 +42,17 @@ class Snapshot:
     @classmethod
     def take(cls, connection: "psycopg.Connection[Any]") -> "Snapshot":
         """Read everything."""
-        with connection.cursor(row_factory=dict_row) as cursor:
-
-            def read(statement: str) -> list[Row]:
-                return cursor.execute(statement).fetchall()  # type: ignore[arg-type]
-
-            return cls(
-                jobs={row["id"]: row for row in read(JOBS)},
-                stages=read(STAGES),
-                runs={row["id"]: row for row in read(RUNS)},
-                artifacts={row["id"]: row for row in read(ARTIFACTS)},
-                references={tuple(row.values()) for row in read(REFERENCES)},  # type: ignore[misc]
-                events={row["job_id"]: row["ids"] for row in read(EVENTS)},
-            )
+        found = connection.execute(READ).fetchone()  # type: ignore[arg-type]
+        assert found is not None
+        jobs, stages, runs, artifacts, references, events = found
+        return cls(
+            jobs={row["id"]: row for row in jobs},
+            stages=stages,
+            runs={row["id"]: row for row in runs},
+            artifacts={row["id"]: row for row in artifacts},
+            references={tuple(row.values()) for row in references},
+            events={row["job_id"]: row["ids"] for row in events},
+        )
 
 
 @dataclass

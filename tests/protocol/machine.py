@@ -82,7 +82,7 @@ class Protocol(RuleBasedStateMachine):
         if chosen is None:
             return
         self._do(self._step(chosen, step))
-        if chosen.ended and tells:
+        if chosen.claimed is not None and chosen.ended and tells:
             self._do(lambda: self.world.apply(chosen))
 
     @rule(worker=indices)

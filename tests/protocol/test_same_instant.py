@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
@@ -56,7 +57,9 @@ def finish_first_stage(world: World) -> None:
     end(world, "gpu")
 
 
-def test_both_inputs_published_by_two_workers_at_once(world: World) -> None:
+def test_both_inputs_published_by_two_workers_at_once(
+    world: World, record_property: Callable[[str, object], None]
+) -> None:
     firsts: Counter[str] = Counter()
     for number in range(1, ROUNDS + 1):
         jobs = submit(world, number)
@@ -71,8 +74,10 @@ def test_both_inputs_published_by_two_workers_at_once(world: World) -> None:
         enqueued_once(jobs, number)
         firsts[first_of(jobs[0])] += 1
         end(world, "gpu")
-    print(f"{ROUNDS} rounds, each enqueued once; first were {dict(firsts)}")
     assert firsts.total() == ROUNDS
+    record_property("rounds at the same instant, each enqueued once", ROUNDS)
+    for stage, rounds in sorted(firsts.items()):
+        record_property(f"of them with {stage} first", rounds)
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["sft-stops", "rm-stops"])
