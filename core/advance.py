@@ -19,7 +19,7 @@ from core.gates import (
     weak_reason,
 )
 from core.ids import new_id
-from core.job_changes import ENDED_STAGE, finish_job
+from core.job_changes import ENDED_STAGE, USER, finish_job
 from core.job_rows import lock_job, stages_of
 from core.known_work import KnownWork, look_at_all
 from core.states import FINISHED_JOB, DatasetState, JobState, RunState, StageState
@@ -128,7 +128,7 @@ def _start_ready_stages(tx: Transaction, job: Job, stages: list[StageRow], known
     moved = True
     while moved:
         take_pauses(tx, job, stages)
-        if job.pause and job.pause["reason"] == "user":
+        if job.pause and job.pause["reason"] == USER:
             return
         ready = _ready_stages(job, stages)
         cached = [stage.name for stage in ready if _take_cached(tx, job, stage, known)]

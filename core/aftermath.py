@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import select, text, update
 
 from core.advance import advance_job
-from core.database import Transaction, open_session, open_transaction
+from core.database import AWAY, Transaction, open_session, open_transaction
 from core.events import write_event
 from core.job_rows import jobs_waiting_on, lock_job
 from core.states import FINISHED_JOB, LIVE, TERMINAL, DatasetState, JobState, RunState
@@ -13,7 +13,20 @@ from core.tables import Artifact, Comparison, Dataset, Run, StageRow
 
 
 def apply_run(run_id: str) -> None:
-    """Carry a run's state to all that it concerns; idempotent, so recovery may call it again."""
+    """Carry a run's state to all that it concerns; idempotent, so recovery may call it again.
+
+    A job that cannot be advanced keeps no other from being told: what it raised is raised at the end.
+    """
+    errors: list[Exception] = []
+    left = [run_id]
+    for next_id in left:
+        left += _apply(next_id, errors)
+    if errors:
+        raise errors[0]
+
+
+def _apply(run_id: str, errors: list[Exception]) -> list[str]:
+    """Returns the runs that were taken away with it, as those of a job that fails are."""
     with open_transaction() as tx:
         run = tx.session.get_one(Run, run_id)
         if run.kind == "validate_dataset":
@@ -21,13 +34,25 @@ def apply_run(run_id: str) -> None:
         elif run.kind == "compare":
             _apply_comparison(tx, run)
         jobs = jobs_waiting_on(tx, run)
+    taken_away: list[str] = []
+    failed = len(errors)
     for job_id in jobs:
-        with open_transaction() as tx:
-            advance_job(tx, job_id)
+        try:
+            with open_transaction() as tx:
+                advance_job(tx, job_id)
+        except AWAY:
+            raise
+        except Exception as error:  # a border: another job's defect
+            errors.append(error)
+        else:
+            taken_away += tx.taken_away
+    if len(errors) > failed:
+        return taken_away  # it stays unapplied: recovery tries again
     with open_transaction() as tx:
         # Tested anew: a state that came after the one that was just carried over must not be skipped.
         applied = Run.state == run.state, Run.fence == run.fence, Run.state.not_in(LIVE)
         tx.session.execute(update(Run).where(Run.id == run_id, *applied).values(applied=True))
+    return taken_away
 
 
 def report_progress(run_id: str, warnings: Sequence[str] = ()) -> None:
@@ -51,12 +76,15 @@ def report_progress(run_id: str, warnings: Sequence[str] = ()) -> None:
                 write_event(tx, job, "stage.progress", done, stage=stage, data=data)
 
 
-def unapplied_runs(tx: Transaction, limit: int) -> list[str]:
-    """Runs that ended or were paused, unknown to the jobs that wait for them: a process died in between."""
+def unapplied_runs(tx: Transaction, limit: int, after: str = "") -> list[str]:
+    """Runs that ended or were paused, unknown to the jobs that wait for them: a process died in between.
+
+    after: the last id of the page before, so that some that always fail keep none from its turn.
+    """
     statement = (
         # Written out: a plan that is kept for any states could not use the index of these.
         select(Run.id)
-        .where(text("state NOT IN ('queued', 'running')"), Run.applied.is_(False))
+        .where(text("state NOT IN ('queued', 'running')"), Run.applied.is_(False), Run.id > after)
         .order_by(Run.id)
         .limit(limit)
     )

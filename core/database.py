@@ -9,7 +9,8 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import Engine, create_engine, event, insert, make_url
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.connections import Door
@@ -34,6 +35,12 @@ class Transaction:
     to_ring: list[str] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     """Rows of `Event`, inserted together just before the commit."""
+    taken_away: list[str] = field(default_factory=list)
+    """Runs that were cancelled or paused: after the commit, whoever waits for one has to be told."""
+
+
+AWAY = (OperationalError, InterfaceError, PoolTimeout)
+"""The database cannot be reached, or has not answered: the same may be asked again later."""
 
 
 @cache

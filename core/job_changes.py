@@ -15,6 +15,8 @@ from core.events import write_event
 from core.states import JobState, StageState
 from core.tables import ArtifactReference, Job, Run, StageRow
 
+USER = "user"
+"""The reason of a pause of the whole job."""
 ENDED_STAGE = frozenset({StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED})
 
 
@@ -25,7 +27,7 @@ def cancel_job(tx: Transaction, job: Job, stages: Sequence[StageRow]) -> None:
 
 def pause_job(tx: Transaction, job: Job, stages: Sequence[StageRow]) -> None:
     """Hold the whole job until it is resumed; running stages checkpoint and let go."""
-    job.pause = {"reason": "user", "stage": None, "message": "Paused by request"}
+    job.pause = {"reason": USER, "stage": None, "message": "Paused by request"}
     for stage in sorted(stages, key=lambda stage: stage.key):
         if stage.run_id is not None and stage.status not in ENDED_STAGE:
             _release_run(tx, job, stage, pause=True)

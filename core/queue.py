@@ -292,4 +292,7 @@ def _update_held(tx: Transaction, claimed: ClaimedRun, *, also_paused: bool = Fa
 def _move(tx: Transaction, run_id: str, target: RunState, **values: Any) -> bool:
     sources = [state for state, targets in TRANSITIONS.items() if target in targets]
     statement = update(Run).where(Run.id == run_id, Run.state.in_(sources)).values(state=target, **values)
-    return tx.session.execute(statement.returning(Run.id)).first() is not None
+    moved = tx.session.execute(statement.returning(Run.id)).first() is not None
+    if moved and target in (RunState.CANCELLED, RunState.PAUSED):
+        tx.taken_away.append(run_id)
+    return moved

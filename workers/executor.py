@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Event, Thread
 
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import SQLAlchemyError
 
 from core import queue, tallies
 from core.aftermath import apply_run
-from core.database import open_transaction
+from core.database import AWAY, open_transaction
 from core.errors import FenceOver
 from core.logs import bind
 from core.settings import settings
@@ -149,14 +148,23 @@ class Performance:
         logger.info("claimed, %.3f s after it was queued", _waited_seconds(claimed))
         try:
             with self._keeper:
-                self._until_database_answers(lambda: apply_run(claimed.id))
+                self._until_database_answers(self._tell)
                 self._run()
-            self._until_database_answers(lambda: apply_run(claimed.id))
+            self._until_database_answers(self._tell)
         except FenceOver as over:
             logger.info("the fence is over: %s", over.facts.get("state"))
-            self._until_database_answers(lambda: apply_run(claimed.id))
+            self._until_database_answers(self._tell)
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _tell(self) -> None:
+        """Tell the jobs how the run is; recovery tells those again that could not be advanced."""
+        try:
+            apply_run(self._claimed.id)
+        except AWAY:
+            raise
+        except Exception:  # a border: a job that cannot be advanced must not cost the others this run
+            logger.exception("run %s: not all jobs could be told", self._claimed.id)
 
     def _run(self) -> None:
         started = time.monotonic()
@@ -173,6 +181,8 @@ class Performance:
             logger.warning("no child could be started: %s", error)
             self._stopping.wait(FORK_SERVER_RETRY_SECONDS)
             outcome = Stopped()
+        except stage_inputs.OutputMissing as error:
+            outcome = Failed("internal_error", str(error), retryable=False)
         except ValueError as error:
             # A row names no location.
             logger.exception("the work cannot be made ready")
@@ -263,7 +273,7 @@ class Performance:
         while True:
             try:
                 write()
-            except (OperationalError, InterfaceError, PoolTimeout) as error:
+            except AWAY as error:
                 logger.warning("the database is away: %s", type(error).__name__)
                 self._stopping.wait(DATABASE_RETRY_SECONDS)
                 if self._stopping.is_set():

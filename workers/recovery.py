@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core import queue, tallies
 from core.aftermath import apply_run, unapplied_runs
-from core.database import Transaction, open_transaction
+from core.database import AWAY, Transaction, open_transaction
 from core.heartbeats import beat, sign_off
 from core.idempotency import purge_keys
 from core.settings import settings
@@ -29,6 +29,8 @@ class Recovery:
         self._worker_id, self._slot, self._concurrency = worker_id, slot, concurrency
         self._stopping = Event()
         self._up_since: float | None = None
+        self._last_look: float | None = None
+        self._told_up_to = ""
         self._thread = Thread(target=self._work, name="recovery", daemon=True)
         self._sweeper = Sweeper()
 
@@ -70,6 +72,7 @@ class Recovery:
 
     def pass_once(self) -> None:
         """Expire leases, carry finished runs to their jobs, ring for what waits."""
+        self._notice_standstill()
         self._up_since = self._up_since or time.monotonic()
         with open_transaction() as tx:
             if not tx.session.scalar(text("SELECT pg_try_advisory_xact_lock(:id)"), {"id": ADVISORY_LOCK}):
@@ -78,15 +81,27 @@ class Recovery:
             database_seen = time.monotonic() - self._up_since >= settings().lease_seconds
             expired = queue.expire_leases(tx) if database_seen else []
             tallies.count(tallies.LEASES_LOST, len(expired))
-            left_behind = unapplied_runs(tx, BATCH)
+            left_behind = unapplied_runs(tx, BATCH, self._told_up_to)
             tx.to_ring.extend(_slots_with_work(tx))
             purge_keys(tx)
+        # Round and round: as many that always fail as make a page would else keep the others from their turn.
+        self._told_up_to = left_behind[-1] if len(left_behind) == BATCH else ""
         for run_id in dict.fromkeys([*expired, *left_behind]):
             logger.info("recovery: run %s", run_id)
             try:
                 apply_run(run_id)
+            except AWAY:
+                raise
             except Exception:  # a border: one run that cannot be carried on must not keep the others
                 logger.exception("recovery: run %s", run_id)
+            self._notice_standstill()
+
+    def _notice_standstill(self) -> None:
+        """A lease's time without a look: this process stood still, perhaps with its whole machine, database
+        and all, and nobody could renew. By the calendar's clock: a suspended machine's other one stands."""
+        before, self._last_look = self._last_look, time.time()
+        if before is not None and self._last_look - before >= settings().lease_seconds:
+            self._up_since = None
 
 
 def _slots_with_work(tx: Transaction) -> list[str]:

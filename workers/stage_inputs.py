@@ -18,6 +18,10 @@ NOT_FETCHED = frozenset({"compare"})
 """Kinds that need to know where their inputs are, and leave reading them to somebody else."""
 
 
+class OutputMissing(Exception):
+    """A child ended well, and left too little: if that were published, it would be done again without end."""
+
+
 def fetch(claimed: ClaimedRun, folder: Path, storage: Storage) -> ChildTask:
     """The child's task, with every input as a local path. A file on this machine is read where it lies."""
     output = folder / "output"
@@ -48,7 +52,10 @@ def fetch(claimed: ClaimedRun, folder: Path, storage: Storage) -> ChildTask:
 def store(
     claimed: ClaimedRun, task: ChildTask, done: Done, wall_seconds: float, storage: Storage
 ) -> tuple[list[NewArtifact], dict[str, Any]]:
-    """Put the output folder into the store, manifest last; returns artifacts to publish, and the summary."""
+    """Put the output folder into the store, manifest last; returns artifacts to publish, and the summary.
+
+    Raises OutputMissing.
+    """
     location = f"runs/{claimed.id}/{claimed.fence}/out"
     stored = storage.put_folder(location, task.output)
     summary_file = task.output / "summary.json"
@@ -58,7 +65,7 @@ def store(
     for output, relative in outputs.items():
         files = _files_of(stored, relative)
         if not files:
-            continue
+            raise OutputMissing(f"The {claimed.kind} left no {relative}, its output {output}")
         artifacts.append(
             NewArtifact(
                 output=output,

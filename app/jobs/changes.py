@@ -16,7 +16,7 @@ from app.jobs.schemas import ResumeJob
 from core.advance import advance_job
 from core.database import Transaction
 from core.errors import Conflict, NotFound, Unprocessable
-from core.job_changes import cancel_job, pause_job, reset_stage, resume_job
+from core.job_changes import USER, cancel_job, pause_job, reset_stage, resume_job
 from core.job_rows import lock_job, stages_of
 from core.retention import delete_unneeded
 from core.states import FINISHED_JOB, LIVE, JobState
@@ -64,9 +64,13 @@ def cancel(tx: Transaction, owner: str, job_id: str) -> tuple[Job, list[str]]:
 
 
 def pause(tx: Transaction, owner: str, job_id: str) -> tuple[Job, list[str]]:
-    """Hold the job; a paused one stays as it is. Raises JobFinished, NotFound."""
+    """Hold the whole job; one that a person has paused stays as it is. Raises JobFinished, NotFound.
+
+    A job that waits at one of its stages still works at others: they are held too, and resuming lifts this
+    pause alone, so that the job goes on as it was, waiting at that stage.
+    """
     job = hold_job(tx, owner, job_id)
-    if job.status == JobState.PAUSED:
+    if job.pause is not None and job.pause["reason"] == USER:
         return job, []
     _refuse_finished(job)
     runs = _live_runs(tx, job)

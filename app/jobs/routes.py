@@ -132,7 +132,10 @@ def resume_job(
     after: BackgroundTasks,
     body: ResumeJob | None = None,
 ) -> JobView:
-    """Resume a paused job, if wanted with another split: it and what depends on it run anew."""
+    """Resume a paused job, if wanted with another split: it and what depends on it run anew.
+
+    A job that waited at a stage before a person paused it waits there again.
+    """
     job, runs = changes.resume(tx, caller.owner, job_id, body or ResumeJob())
     _apply_after(after, runs)
     return job_view(tx.session, job)

@@ -1,18 +1,19 @@
 """How jobs move: order, cache, shared work, pauses, failure and cancellation, on a real Postgres."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
 from sqlalchemy import func, select
 
-from core import queue
+from core import aftermath, queue
 from core.advance import advance_job
 from core.aftermath import apply_run, report_progress, unapplied_runs
-from core.database import open_transaction
+from core.database import Transaction, open_transaction
 from core.job_changes import cancel_job, pause_job, resume_job
 from core.job_rows import lock_job, stages_of
-from core.tables import Event, Job, Run
+from core.tables import Event, Job, Run, StageRow
 from core.work_items import ClaimedRun
 from tests.core.jobs import (
     claim_next,
@@ -271,6 +272,54 @@ def test_recovery_finds_a_finished_run_that_never_reached_its_job() -> None:
     with open_transaction() as tx:
         assert unapplied_runs(tx, 10) == [claimed.id]
     assert stage_rows(job_id)["hold_out"].status == "running"
+
+
+def test_who_waits_for_a_run_of_a_job_that_fails_is_told_at_once() -> None:
+    dataset_id = ready_dataset()
+    failing, waiting = new_job(dataset_id), new_job(dataset_id)
+    first = claim_next()
+    assert first is not None
+    finish(first)
+    fold = claim_next()
+    assert fold is not None
+    with open_transaction() as tx:
+        queue.fail(tx, fold, {"code": "training_diverged", "message": "loss is NaN", "output": None})
+    other = stage_rows(waiting)["sft"].run_id
+    assert other == stage_rows(failing)["sft"].run_id
+    # Of the second job, nothing waits for the run that failed: it waits for another one of the first job.
+    with open_transaction() as tx:
+        tx.session.get_one(StageRow, (waiting, fold.subject_id)).run_id = None
+    apply_run(fold.id)
+    assert run_row(other or "").state == "cancelled"
+    assert stage_rows(waiting)["sft"].run_id not in (None, other)
+    with open_transaction() as tx:
+        assert unapplied_runs(tx, 10) == []
+
+
+def test_a_job_that_cannot_be_advanced_keeps_no_other_from_being_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset_id = ready_dataset()
+    broken, sound = new_job(dataset_id), new_job(dataset_id)
+    claimed = claim_next()
+    assert claimed is not None
+    monkeypatch.setattr(aftermath, "advance_job", _refuse(broken))
+    with pytest.raises(KeyError, match=broken):
+        finish(claimed)
+    assert stage_rows(sound)["hold_out"].status == "succeeded"
+    assert stage_rows(broken)["hold_out"].status == "running"
+    with open_transaction() as tx:
+        assert unapplied_runs(tx, 10) == [claimed.id]
+        assert unapplied_runs(tx, 10, after=claimed.id) == []
+
+
+def _refuse(job_id: str) -> Callable[[Transaction, str], None]:
+    def advance(tx: Transaction, advanced: str) -> None:
+        if advanced == job_id:
+            raise KeyError(job_id)
+        advance_job(tx, advanced)
+
+    return advance
 
 
 def test_event_ids_rise_by_one_within_a_job() -> None:

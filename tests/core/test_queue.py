@@ -11,8 +11,9 @@ from core.database import Transaction, open_transaction
 from core.errors import FenceOver, ForbiddenTransition
 from core.logs import bind
 from core.states import TRANSITIONS, RunState
-from core.tables import Artifact, Metric, Run
+from core.tables import Artifact, Job, Metric, Run
 from core.work_items import ClaimedRun, NewArtifact, NewRun
+from tests.core.jobs import new_job, ready_dataset
 
 pytestmark = pytest.mark.usefixtures("settings_env")
 
@@ -213,6 +214,20 @@ def test_a_resumed_attempt_overwrites_the_metrics_of_the_steps_it_repeats() -> N
     with open_transaction() as tx:
         of_run = select(Metric.values).where(Metric.run_id == run_id).order_by(Metric.step)
         assert list(tx.session.scalars(of_run)) == [{"loss": 3.0}, {"loss": 1.0}]
+
+
+def test_the_database_lets_no_fence_fall_and_no_job_go_on_after_its_end() -> None:
+    with open_transaction() as tx:
+        tx.session.execute(update(Run).where(Run.id == enqueue()).values(fence=3))
+        tx.session.execute(update(Run).values(fence=3))
+    with pytest.raises(IntegrityError, match="its fence would go back"), open_transaction() as tx:
+        tx.session.execute(update(Run).values(fence=2))
+    job_id = new_job(ready_dataset())
+    with open_transaction() as tx:
+        tx.session.execute(update(Job).values(status="cancelled"))
+        tx.session.execute(update(Job).values(status="cancelled", name="again"))
+    with pytest.raises(IntegrityError, match=f"{job_id}: its end would go back"), open_transaction() as tx:
+        tx.session.execute(update(Job).values(status="running"))
 
 
 @pytest.mark.parametrize("source", list(RunState))

@@ -116,6 +116,11 @@ class Protocol(RuleBasedStateMachine):
         """The database was away for longer than leases last."""
         self.world.outage(seconds)
 
+    @rule(seconds=st.sampled_from([16.0, 3600.0]))
+    def standstill(self, seconds: float) -> None:
+        """All stood still for longer than leases last, and nobody was told."""
+        self.world.standstill(seconds)
+
     @rule(at=points, work=st.integers(0, 9), who=indices, how=st.integers(0, 11), answer=st.booleans())
     def cut(self, at: int, work: int, who: int, how: int, answer: bool) -> None:
         """The connection is lost in the middle of something; answer: what is lost is the answer to COMMIT."""

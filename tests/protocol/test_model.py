@@ -30,7 +30,7 @@ def test_any_sequence_keeps_the_protocol(
     record_property("sequences", Protocol.sequences)
 
 
-def check(admin: "psycopg.Connection[Any]", sequences: int, seed: int) -> None:
+def check(admin: "psycopg.Connection[Any]", sequences: int, seed: int, steps: int = STEPS) -> None:
     """Raises what a sequence broke."""
     Protocol.admin, Protocol.sequences = admin, 0
     hypothesis.seed(seed)(Protocol)
@@ -38,7 +38,7 @@ def check(admin: "psycopg.Connection[Any]", sequences: int, seed: int) -> None:
         Protocol,
         settings=settings(
             max_examples=sequences,
-            stateful_step_count=STEPS,
+            stateful_step_count=steps,
             deadline=None,
             database=None,
             phases=[Phase.generate],

@@ -1,4 +1,8 @@
-"""Faults of the protocol that are easy to make: each is planted, and found by a race and by the machine."""
+"""Faults of the protocol that are easy to make: each is planted, and found by a test directed at it.
+
+The machine finds by itself those that say so. The others need two operations to meet at one statement of the
+right two jobs, which random sequences do too seldom to be a test: for them there are the directed ones alone.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +16,14 @@ from tests.mpo.planting import planted
 from tests.protocol import specs, test_races, test_same_instant, test_shared_stages
 from tests.protocol.invariants import Invariants, Snapshot
 from tests.protocol.machine import Protocol
-from tests.protocol.test_model import SEED, SEQUENCES, check
+from tests.protocol.test_model import SEQUENCES, check
 from tests.protocol.world import World
 from workers.recovery import Recovery
 
 Admin = psycopg.Connection[Any]
 IN_CHAOS = 2_000
-SEARCHED = int(__import__("os").environ.get("MPO_SEARCHED", 60))
+SEARCHED, FINDING_SEED, FINDING_STEPS = 60, 0, 25
+"""Always the same sequences: what they find, they find again."""
 
 
 def a_late_attempt(admin: Admin) -> None:
@@ -73,6 +78,7 @@ class Fault:
     fault: str
     finder: Callable[[Any], None]
     found: str
+    by_machine: bool = False
 
 
 FAULTS = [
@@ -91,6 +97,7 @@ FAULTS = [
         "fence=Run.fence",
         a_late_attempt,
         "attempts without a claim",
+        by_machine=True,
     ),
     Fault(
         "no second look after the INSERT",
@@ -151,6 +158,9 @@ FAULTS = [
 ]
 
 
+FOUND = [fault for fault in FAULTS if fault.by_machine]
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 def test_a_planted_fault_is_found(fault: Fault, admin: Admin) -> None:
     with planted(fault.function, fault.text, fault.fault), pytest.raises(Exception, match=fault.found):
@@ -158,10 +168,11 @@ def test_a_planted_fault_is_found(fault: Fault, admin: Admin) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", FAULTS if SEQUENCES >= IN_CHAOS else FAULTS[1:2], ids=lambda fault: fault.name.replace(" ", "-")
+    "fault", FOUND if SEQUENCES >= IN_CHAOS else FOUND[:1], ids=lambda fault: fault.name.replace(" ", "-")
 )
-def test_the_machine_finds_it(fault: Fault, admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
-    with planted(fault.function, fault.text, fault.fault), pytest.raises(Exception) as found:  # noqa: PT011
-        check(admin, SEARCHED, SEED)
-    with capsys.disabled():
-        print(f"\n{fault.name}: found by sequence {Protocol.sequences}: {str(found.value)[:100]}")
+def test_the_machine_finds_it(
+    fault: Fault, admin: Admin, record_property: Callable[[str, object], None]
+) -> None:
+    with planted(fault.function, fault.text, fault.fault), pytest.raises(Exception):  # noqa: B017, PT011
+        check(admin, SEARCHED, FINDING_SEED, FINDING_STEPS)
+    record_property(f"sequences until the machine found: {fault.name}", Protocol.sequences)

@@ -42,13 +42,18 @@ EMPTY = (
 
 
 class Clock:
-    """The monotonic clock of every worker."""
+    """The clocks of every worker: a standstill moves the calendar's alone, all else the monotonic one."""
 
     now = 1_000.0
+    calendar = 1_000.0
 
     def monotonic(self) -> float:
         """Seconds."""
         return self.now
+
+    def time(self) -> float:
+        """Seconds."""
+        return self.calendar
 
 
 CLOCK = Clock()
@@ -266,6 +271,12 @@ class World:
         self.clock.now += seconds
         for number in range(len(self.recoveries)):
             self.do(lambda n=number: self.recover(n), Interruption(1, self.faults.lose_connection))  # type: ignore[misc]
+        self.renewable_since = self.clock.now
+
+    def standstill(self, seconds: float) -> None:
+        """The whole machine was suspended, its database too."""
+        self.lapse()
+        self.clock.calendar += seconds
         self.renewable_since = self.clock.now
 
     def lapse(self) -> None:

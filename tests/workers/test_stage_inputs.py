@@ -10,7 +10,7 @@ from core.database import open_transaction
 from core.storage import MANIFEST, storage
 from core.tables import Run
 from core.work_items import ClaimedRun, NewRun
-from workers.child_protocol import Checkpointed
+from workers.child_protocol import Checkpointed, Done
 from workers.executor import Performance
 from workers.stage_inputs import store_checkpoint
 
@@ -70,3 +70,13 @@ def test_a_superseded_checkpoint_that_cannot_be_removed_costs_no_run(
     manifest.mkdir()
     performance._hear(Checkpointed(folder, 6))
     assert recorded(claimed).endswith("/6")
+
+
+def test_a_run_that_left_less_than_its_kind_promises_fails_and_is_not_done_again(
+    claimed: ClaimedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Performance, "_child", lambda *_: Done({}, "cpu", 1))
+    Performance(claimed, tmp_path / "scratch", Event()).perform()
+    with open_transaction() as tx:
+        run = tx.session.get_one(Run, claimed.id)
+    assert (run.state, (run.error or {})["message"]) == ("failed", "The sft left no model, its output model")

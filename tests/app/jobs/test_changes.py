@@ -99,6 +99,26 @@ def test_another_split_begins_anew_what_had_begun(client: TestClient, create_job
     assert stage_row(job["id"], "dpo").run_id not in (None, dpo)
 
 
+def test_a_person_pauses_all_of_a_job_that_waits_at_one_stage_and_resumes_it_to_wait_there(
+    client: TestClient, create_job: CreateJob
+) -> None:
+    job = create_job(pause_after=["split"])
+    path = f"/v1/jobs/{job['id']}"
+    assert work_until("sft") is not None
+    assert read(client, job)["pause"]["reason"] == "pause_after"
+    paused = client.post(f"{path}/pause").json()
+    assert (paused["status"], paused["pause"]["reason"]) == ("paused", "user")
+    assert claim("gpu") is None
+    assert {run.state for run in runs_of(job["id"])} == {"succeeded", "paused"}
+    resumed = client.post(f"{path}/resume").json()
+    assert (resumed["status"], resumed["pause"]["stage"]) == ("paused", "split")
+    assert work_until() is None
+    assert {"succeeded", "waiting"} == {stage["status"] for stage in read(client, job)["stages"]}
+    client.post(f"{path}/resume")
+    work_until()
+    assert read(client, job)["status"] == "succeeded"
+
+
 def _spec(job: dict[str, Any], **split: float) -> dict[str, Any]:
     method = {"type": "mpo", "split": split}
     return {"model": job["model"], "dataset": job["dataset"], "method": method}
