@@ -14,6 +14,8 @@ from core.sweeping import Freed, Sweep
 from workers.scratch import clear_scratch
 from workers.sweeper import scratch_folder, walk
 
+LONGEST_SECONDS = 10**9
+
 
 def main() -> int:
     """Sweep, with the settings' grace or another one; exits 1 where something could not be removed."""
@@ -21,14 +23,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m workers.sweep", description=__doc__)
     parser.add_argument(
         "--grace-seconds",
-        type=float,
+        type=seconds,
         default=now.sweep_grace_seconds,
         help="age of what is freed. 0 frees all that is provably over, under downloads that have begun too; "
         "uploads without a dataset always wait for MPO_SWEEP_GRACE_SECONDS",
     )
     parser.add_argument(
         "--keep-seconds",
-        type=float,
+        type=seconds,
         default=now.keep_unreferenced_seconds,
         help="how long results that no job refers to, and dead runs' checkpoints, serve as a cache",
     )
@@ -39,6 +41,13 @@ def main() -> int:
     cleared = clear_scratch(scratch_folder(), grace)
     print(f"{freed}; cleared {cleared} scratch folders")
     return 1 if freed.failed else 0
+
+
+def seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 to {LONGEST_SECONDS}")
+    return number
 
 
 def sweep_all(grace: timedelta, keep: timedelta) -> Freed:

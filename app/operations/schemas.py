@@ -66,7 +66,9 @@ class KeyCreate(Body):
     name: Annotated[Storable, Field(max_length=200)] = ""
     scopes: Annotated[list[Scope], Field(min_length=1)] = Field(default=["read", "write"])
     owner: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")] | None = None
-    expires_at: Annotated[int, Field(ge=0, le=253_402_300_799, description="Unix seconds.")] | None = None
+    expires_at: (
+        Annotated[int, Field(strict=True, ge=0, le=253_402_300_799, description="Unix seconds.")] | None
+    ) = None
 
 
 class KeyView(View):

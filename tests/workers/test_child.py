@@ -201,7 +201,9 @@ _WORKER = """
 import os, signal, subprocess, sys, time
 from workers.guard import Guard
 guard = Guard()
-child = subprocess.Popen(["sh", "-c", "sleep 3600 & sleep 3600"], start_new_session=True)
+command = ["sh", "-c", "sleep 3600 & echo begun; sleep 3600"]
+child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
+child.stdout.readline()
 guard.watch(child.pid)
 if sys.argv[1] == "without guard":
     os.kill(guard._process.pid, signal.SIGKILL)
