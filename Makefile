@@ -42,8 +42,8 @@ chaos: install ## Torment the protocol, then kill, freeze and stop every process
 demo: install ## Train a tiny model from start to end on this machine.
 	@$(PY) -m mpo_client.cli demo
 
-load: install ## How many requests a second a whole stack on this machine takes.
-	@$(PY) -m bench.load
+load: install ## How many requests a second a whole stack takes (3 minutes); writes docs/benchmarks.md.
+	@$(PY) -m bench.load --docs docs/benchmarks.md
 
 example-data: install ## Make the example model and data anew.
 	@$(PY) -m examples.make_tiny

@@ -1,6 +1,6 @@
 """How many requests a second a whole embedded stack takes, with the generator on the same machine.
 
-python -m bench.load [--seconds 10] [--connections 16] [--rate 400] [--idle-workers]
+python -m bench.load [--seconds 10] [--connections 16] [--rate 400] [--idle-workers] [--docs PAGE]
 
 Starts `mpo up` in a temporary folder, uploads a small dataset, and drives the service over HTTP: submissions
 of the default `mpo` method on `tiny`, polls and lists. Every answer's status is checked, every acknowledged
@@ -9,12 +9,14 @@ id must be new, and at the end each must be found in the database, which must ho
 
 import argparse
 import contextlib
+import signal
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +24,7 @@ import uvloop
 
 from bench.cpu_time import cpu_seconds
 from bench.http_load import Answer, Measured, run_load
+from bench.load_page import Conditions, write_section
 from bench.load_stack import Stack, running_stack
 
 CACHED_SECONDS = 300.0
@@ -90,16 +93,24 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rate", type=float, default=400.0, help="of the open loop")
     parser.add_argument("--idle-workers", action="store_true", help="stop the workers while the load is on")
     parser.add_argument("--only", default="", help="loads whose title holds this word")
+    parser.add_argument("--docs", type=Path, help="page of benchmarks whose section to write anew")
     chosen = parser.parse_args(arguments)
+    conditions = Conditions.now(arguments, chosen.seconds, chosen.connections)
+    # As a Ctrl-C: the stack is stopped on the way out.
+    signal.signal(signal.SIGTERM, _leave)
     with (
         tempfile.TemporaryDirectory(prefix="mpo-load-") as folder,
         running_stack(Path(folder), MPO_MAX_OPEN_JOBS="1000000") as stack,
     ):
         load = Load(stack, chosen.seconds, chosen.connections)
-        return _run(load, chosen)
+        return _run(load, chosen, conditions)
 
 
-def _run(load: Load, chosen: argparse.Namespace) -> int:
+def _leave(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _run(load: Load, chosen: argparse.Namespace, conditions: Conditions) -> int:
     stack = load.stack
     dataset = stack.upload_examples()
     spec: Spec = {"model": "tiny", "dataset": dataset, "method": {"type": "mpo"}}
@@ -109,7 +120,12 @@ def _run(load: Load, chosen: argparse.Namespace) -> int:
     with stack.stopped_workers() if chosen.idle_workers else contextlib.nullcontext():
         _loads(load, spec, chosen)
     lost, unknown = _compare(load)
-    print(f"acknowledged {len(load.acknowledged)} jobs; lost {lost}; unknown {unknown}")
+    counted = (
+        f"Of {len(load.acknowledged)} acknowledged jobs {lost} were lost, and {unknown} unknown ones made"
+    )
+    print(counted)
+    if chosen.docs is not None:
+        write_section(chosen.docs, conditions, load.rows, counted)
     failed = any(row[-1] != "0" for row in load.rows)
     return 1 if lost or unknown or failed else 0
 
