@@ -1,7 +1,7 @@
 """Faults of the protocol that are easy to make: each is planted, and found by a test directed at it.
 
-The machine finds by itself those that say so. The others need two operations to meet at one statement of the
-right two jobs, which random sequences do too seldom to be a test: for them there are the directed ones alone.
+The machine finds by itself those that say so, within an eighth of the sequences that it gets. Others it found
+with some seeds and not with all, or was never seen to find: for them there are the directed tests alone.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from workers.recovery import Recovery
 
 Admin = psycopg.Connection[Any]
 IN_CHAOS = 2_000
-SEARCHED, FINDING_SEED, FINDING_STEPS = 60, 0, 25
-"""Always the same sequences: what they find, they find again."""
+SEARCHED, FINDING_SEED, FINDING_STEPS = 200, 0, 25
+"""Always the same sequences, and many times those that it took: what they find, they find again."""
 
 
 def a_late_attempt(admin: Admin) -> None:
@@ -146,6 +146,7 @@ FAULTS = [
         "queue.expire_leases(tx)",
         an_outage,
         "before their workers could renew",
+        by_machine=True,
     ),
     Fault(
         "a run counts as told before anyone is",
@@ -154,6 +155,7 @@ FAULTS = [
         "Run.applied",
         a_cut_publisher,
         "the other one|left behind",
+        by_machine=True,
     ),
 ]
 
