@@ -1,11 +1,11 @@
 """What a spec names: datasets and models, looked up and held until the job refers to them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from sqlalchemy import bindparam, select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session, make_transient_to_detached
 
 from core.database import Transaction
 from core.errors import Conflict, Unprocessable
@@ -25,22 +25,24 @@ ROWS: Mapping[str, Thing] = {"preference": "pairs", "prompts": "prompts", "text"
 ACCEPTED = "give the name of a base model or job_…:stage of a trained one, as /v1/models lists them"
 
 
-# Built once: a submission spends more time on making a statement than on sending it.
-_DATASET = (
-    select(Dataset)
-    .where(
-        Dataset.id == bindparam("asked"),
-        Dataset.owner == bindparam("of_owner"),
-        Dataset.deleted_at.is_(None),
-    )
-    .options(defer(Dataset.report))  # long, and of no use to a job
-    .with_for_update(read=True, key_share=True)
-)
-_BASE_MODEL = (
-    select(BaseModelRow)
-    .where(BaseModelRow.name == bindparam("asked"), BaseModelRow.deleted_at.is_(None))
-    .with_for_update(read=True, key_share=True)
-)
+# Plain columns of both tables in one statement: two statements of mapped rows took a twelfth of a submission.
+_PLAIN_LEAVES = text("""
+SELECT * FROM (
+    SELECT id, kind, sha256, status, rows, rows_location, rows_sha256, max_bad_rows,
+        CAST(NULL AS text) AS path, CAST(NULL AS int) AS context_tokens,
+        CAST(NULL AS boolean) AS has_chat_template
+    FROM datasets WHERE id = ANY(:datasets) AND owner = :of_owner AND deleted_at IS NULL
+    FOR KEY SHARE
+) AS dataset
+UNION ALL SELECT * FROM (
+    SELECT name, kind, sha256, NULL, CAST(NULL AS int), NULL, NULL, CAST(NULL AS int), path, context_tokens,
+        has_chat_template
+    FROM models WHERE name = ANY(:models) AND deleted_at IS NULL
+    FOR KEY SHARE
+) AS model
+""")
+_DATASET = ("id", "kind", "sha256", "status", "rows", "rows_location", "rows_sha256", "max_bad_rows")
+_BASE_MODEL = ("kind", "sha256", "path", "context_tokens", "has_chat_template")
 
 
 class NoContent(Conflict):
@@ -76,10 +78,12 @@ class Leaves:
 
 def find_leaves(tx: Transaction, owner: str, named: Mapping[Source, Loc]) -> Leaves:
     """Look up all that a spec names; raises Unprocessable naming the field. named: where each is named."""
-    leaves = Leaves()
+    leaves, plain = Leaves(), _plain_leaves(tx, owner, named)
     for source, loc in named.items():
         if source.kind == "dataset":
-            dataset = _dataset(tx, owner, source.name, loc)
+            dataset = plain.datasets.get(source)
+            if dataset is None:
+                raise Unprocessable(f"{_field(loc)} names no dataset of yours: give the id of one", loc=loc)
             leaves.keys[source] = dataset_leaf(dataset)
             leaves.things[source], leaves.datasets[source] = ROWS[dataset.kind], dataset
         elif ":" in source.name:
@@ -89,7 +93,9 @@ def find_leaves(tx: Transaction, owner: str, named: Mapping[Source, Loc]) -> Lea
             leaves.models[source] = _base_of(tx.session, stage)
             leaves.artifacts[source] = artifact
         else:
-            base = _base_model(tx, source.name, loc)
+            base = plain.models.get(source)
+            if base is None:
+                raise Unprocessable(f"{_field(loc)} names no base model: {ACCEPTED}", loc=loc)
             leaves.keys[source] = (base.sha256, "model")
             leaves.things[source] = "reward_model" if base.kind == "reward_model" else "policy"
             leaves.models[source] = base
@@ -154,19 +160,28 @@ def _has_messages(location: str) -> bool:
     return any(bounds.min == "messages" for bounds in groups)
 
 
-def _dataset(tx: Transaction, owner: str, dataset_id: str, loc: Loc) -> Dataset:
-    # Held until the job's rows refer to it, so that it is not deleted in between.
-    dataset = tx.session.scalar(_DATASET, {"asked": dataset_id, "of_owner": owner})
-    if dataset is None:
-        raise Unprocessable(f"{_field(loc)} names no dataset of yours: give the id of one", loc=loc)
-    return dataset
+def _plain_leaves(tx: Transaction, owner: str, named: Iterable[Source]) -> Leaves:
+    """The datasets and base models, held until the job refers to them, so that none is deleted in between.
 
-
-def _base_model(tx: Transaction, name: str, loc: Loc) -> BaseModelRow:
-    base = tx.session.scalar(_BASE_MODEL, {"asked": name})
-    if base is None:
-        raise Unprocessable(f"{_field(loc)} names no base model: {ACCEPTED}", loc=loc)
-    return base
+    What else a row holds, its dataset's long report for one, is read when it is asked for.
+    """
+    plain = [source for source in named if ":" not in source.name]
+    names = {kind: [source.name for source in plain if source.kind == kind] for kind in ("dataset", "model")}
+    asked = {"datasets": names["dataset"], "models": names["model"], "of_owner": owner}
+    found = Leaves()
+    for row in tx.session.connection().execute(_PLAIN_LEAVES, asked):
+        values = row._mapping
+        thing: Dataset | BaseModelRow
+        if values["status"] is not None:
+            thing = Dataset(**{name: values[name] for name in _DATASET})
+            found.datasets[Source.dataset(thing.id)] = thing
+        else:
+            thing = BaseModelRow(name=values["id"], **{name: values[name] for name in _BASE_MODEL})
+            found.models[Source.model(thing.name)] = thing
+        # From now on the session gives it to whoever asks for the row.
+        make_transient_to_detached(thing)
+        tx.session.add(thing)
+    return found
 
 
 def _trained_model(tx: Transaction, owner: str, name: str, loc: Loc) -> tuple[StageRow, Artifact]:

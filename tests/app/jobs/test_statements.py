@@ -18,7 +18,7 @@ from core.work_items import NewRun
 from tests.app.conftest import CreateJob
 from tests.app.jobs.factories import OWNER, work_until
 
-COLD, CACHED = 8, 9
+COLD, CACHED = 7, 8
 """Beside BEGIN and COMMIT, whatever the number of stages."""
 
 
