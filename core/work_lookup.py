@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from core import queue
@@ -13,6 +13,11 @@ from core.known_work import KnownWork
 from core.states import LIVE
 from core.tables import Artifact, ArtifactReference, BaseModelRow, Dataset, Job, JobInput, Run, StageRow
 from core.work_items import NewRun
+
+# Nearly always there is none, and mapped rows of many columns cost as much where there is none.
+_ARTIFACTS_OF_KEY = text(
+    "SELECT id FROM artifacts WHERE owner = :of_owner AND key = :of_key AND deleted_at IS NULL FOR KEY SHARE"
+)
 
 
 def find_run(
@@ -40,10 +45,16 @@ def find_run(
         if run_id is not None:
             break
     # A publication may have come between the caller's look and the INSERT: a new statement sees it.
-    if current_artifacts(tx, job.owner, stage.key):
+    if _has_artifacts(tx, job.owner, stage.key):
         queue.cancel(tx, run_id)
         return None
     return run_id
+
+
+def _has_artifacts(tx: Transaction, owner: str, key: str) -> bool:
+    """Whether the key has artifacts; if so, they are kept from deletion until they are taken."""
+    of_key = {"of_owner": owner, "of_key": key}
+    return tx.session.connection().execute(_ARTIFACTS_OF_KEY, of_key).first() is not None
 
 
 def current_artifacts(tx: Transaction, owner: str, key: str) -> dict[str, Artifact]:

@@ -6,6 +6,7 @@ submission does.
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ARRAY, String, bindparam, func, insert, select, text, true
@@ -37,44 +38,38 @@ _READ = (
     .cte("read")
 )
 _JOB = select(_MADE.c.created_at).add_cte(_READ)
-# JSON travels as one text a column: the driver escapes an array of texts in Python, character by character.
+# All rows travel as one JSON text: the driver writes arrays in Python, item by item.
 _STAGES = text("""
 WITH told AS (
     INSERT INTO events (job_id, id, type, stage, message, data)
-    SELECT :job_id, event.* FROM ROWS FROM (
-        unnest(
-            CAST(:event_ids AS bigint[]), CAST(:event_types AS text[]), CAST(:event_stages AS text[]),
-            CAST(:event_messages AS text[])
-        ),
-        jsonb_array_elements(CAST(:event_data AS jsonb))
-    ) AS event
+    SELECT :job_id, id, type, stage, message, data
+    FROM jsonb_to_recordset(CAST(:events AS jsonb)) AS event (
+        id bigint, type text, stage text, message text, data jsonb
+    )
 )
 INSERT INTO stages (
     job_id, name, position, rank, kind, slot, seed, key, base, status, cached, run_id, started_at,
     finished_at, config, inputs, artifacts, summary, error
 )
 SELECT :job_id, name, position, rank, kind, slot, seed, key, base, status, cached, run_id, started_at,
-    finished_at, config, inputs, artifacts, NULLIF(summary, 'null'), NULLIF(error, 'null')
+    finished_at, config, inputs, artifacts, summary, error
 FROM ROWS FROM (
-    unnest(
-        CAST(:name AS text[]), CAST(:position AS int[]), CAST(:rank AS int[]), CAST(:kind AS text[]),
-        CAST(:slot AS text[]), CAST(:seed AS bigint[]), CAST(:key AS text[]), CAST(:base AS text[]),
-        CAST(:status AS text[]), CAST(:cached AS boolean[]), CAST(:run_id AS text[]),
-        CAST(:started_at AS timestamptz[]), CAST(:finished_at AS timestamptz[])
+    jsonb_to_recordset(CAST(:stages AS jsonb)) AS (
+        name text, position int, rank int, kind text, slot text, seed bigint, key text, base text,
+        status text, cached boolean, run_id text, started_at timestamptz, finished_at timestamptz,
+        artifacts jsonb, summary jsonb, error jsonb
     ),
-    jsonb_array_elements(CAST(:config AS jsonb)), jsonb_array_elements(CAST(:inputs AS jsonb)),
-    jsonb_array_elements(CAST(:artifacts AS jsonb)), jsonb_array_elements(CAST(:summary AS jsonb)),
-    jsonb_array_elements(CAST(:error AS jsonb))
+    jsonb_array_elements(CAST(:config AS jsonb)), jsonb_array_elements(CAST(:inputs AS jsonb))
 ) AS stage (
     name, position, rank, kind, slot, seed, key, base, status, cached, run_id, started_at, finished_at,
-    config, inputs, artifacts, summary, error
+    artifacts, summary, error, config, inputs
 )
 """)
-_PLAIN = (
+_CHANGING = (
     *("name", "position", "rank", "kind", "slot", "seed", "key", "base", "status", "cached", "run_id"),
-    *("started_at", "finished_at"),
+    *("started_at", "finished_at", "artifacts", "summary", "error"),
 )
-_CHANGING = ("artifacts", "summary", "error")
+_ENCODE = json.JSONEncoder(default=datetime.isoformat).encode
 FRESH_JOB: Mapping[str, Any] = {
     **{"status": "queued", "pauses_taken": [], "pause": None, "accepts_weak": False, "weak_accepted": []},
     **{"error": None, "event_counter": 0, "started_at": None, "finished_at": None, "deleted_at": None},
@@ -100,15 +95,11 @@ def insert_job(tx: Transaction, job: Job, leaves: Sequence[tuple[str, str, str |
 
 def insert_stages(tx: Transaction, job: Job, stages: Sequence[StageRow], written: "WrittenStages") -> None:
     """The rows of a job's stages as they are by now, and of its events."""
-    values: dict[str, Any] = {name: [getattr(stage, name) for stage in stages] for name in _PLAIN}
-    for name in _CHANGING:
-        values[name] = json.dumps([getattr(stage, name) for stage in stages])
     of_job = [event for event in tx.events if event["job_id"] == job.id]
     tx.events[:] = [event for event in tx.events if event["job_id"] != job.id]
-    for name in ("id", "type", "stage", "message"):
-        values[f"event_{name}s"] = [event[name] for event in of_job]
-    values["event_data"] = json.dumps([event["data"] for event in of_job])
-    tx.session.connection().execute(_STAGES, {"job_id": job.id, **written, **values})
+    changing = [{name: getattr(stage, name) for name in _CHANGING} for stage in stages]
+    rows = {"stages": _ENCODE(changing), "events": _ENCODE(of_job)}
+    tx.session.connection().execute(_STAGES, {"job_id": job.id, **written, **rows})
 
 
 WrittenStages = Mapping[str, str]
