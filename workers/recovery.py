@@ -18,6 +18,8 @@ from workers.sweeper import Sweeper
 
 ADVISORY_LOCK = 4_403_191_945
 BATCH = 100
+STANDSTILL = 0.8
+"""Share of a lease: a worker may have renewed last a fifth of it before all stood still."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class Recovery:
         self._stopping = Event()
         self._up_since: float | None = None
         self._last_look: float | None = None
+        self._planned_pause = 0.0
         self._told_up_to = ""
         self._thread = Thread(target=self._work, name="recovery", daemon=True)
         self._sweeper = Sweeper()
@@ -60,7 +63,8 @@ class Recovery:
             except SQLAlchemyError as error:
                 self._up_since = None
                 logger.warning("recovery: the database is away: %s", type(error).__name__)
-            if self._stopping.wait(self._pause()):
+            self._planned_pause = self._pause()
+            if self._stopping.wait(self._planned_pause):
                 return
 
     def _pause(self) -> float:
@@ -97,10 +101,12 @@ class Recovery:
             self._notice_standstill()
 
     def _notice_standstill(self) -> None:
-        """A lease's time without a look: this process stood still, perhaps with its whole machine, database
-        and all, and nobody could renew. By the calendar's clock: a suspended machine's other one stands."""
+        """Most of a lease's time without a look that was not meant as a pause: this process stood still,
+        perhaps with its whole machine, database and all, and nobody could renew. By the calendar's clock: a
+        suspended machine's other one stands."""
         before, self._last_look = self._last_look, time.time()
-        if before is not None and self._last_look - before >= settings().lease_seconds:
+        planned, self._planned_pause = self._planned_pause, 0.0
+        if before is not None and self._last_look - before - planned >= STANDSTILL * settings().lease_seconds:
             self._up_since = None
 
 

@@ -42,11 +42,11 @@ def test_security_headers_are_on_every_answer(client: TestClient) -> None:
 def test_what_nobody_expected_is_a_500_that_tells_nothing(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a secret path")
 
-    monkeypatch.setattr("app.datasets.service.get_dataset", broken)
-    response = client.get("/v1/datasets/ds_1")
+    monkeypatch.setattr("app.jobs.service.list_events", broken)
+    response = client.get("/v1/jobs/job_1/events")
     assert response.status_code == 500
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["x-request-id"] == response.json()["request_id"]

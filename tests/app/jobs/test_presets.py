@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from mpo.plan import SEEN_BY_SFT
 from tests.app.conftest import CreateJob
 from tests.app.jobs.factories import work_until
 
@@ -22,7 +23,7 @@ def test_a_reward_model_on_the_sft_is_warned_about_before_and_after(
 ) -> None:
     body = spec | {"method": {"type": "mpo", "reward_model": {"backbone": "sft"}}}
     planned = client.post("/v1/jobs?dry_run=true", json=body).json()["stages"]
-    assert {stage["name"] for stage in planned if stage["problems"]} == {"score"}
+    assert [stage["name"] for stage in planned if SEEN_BY_SFT in stage["problems"]] == ["score"]
     job = client.post("/v1/jobs", json=body).json()
     events = client.get(f"/v1/jobs/{job['id']}/events").json()["data"]
     assert [event["stage"] for event in events if event["type"] == "stage.warning"] == ["score"]
