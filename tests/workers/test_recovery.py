@@ -1,11 +1,12 @@
 """Recovery's own clock, on the test's Postgres."""
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from core import queue
-from core.database import open_transaction
+from core.aftermath import unapplied_runs
+from core.database import engine, open_transaction
 from core.tables import Run
 from core.work_items import NewRun
 from experiments.chaos.stack import wait_until
@@ -38,6 +39,30 @@ def test_a_lost_lease_is_expired_as_soon_as_the_database_has_been_seen_for_one(
         wait_until(lambda: state(run_id) == "queued", "the run to be queued again", WAIT_SECONDS)
     finally:
         recovery.stop()
+
+
+@pytest.mark.usefixtures("settings_env")
+def test_a_pass_reads_no_run_that_was_told_long_ago() -> None:
+    ended = text("""
+        INSERT INTO runs (id, owner, kind, slot, subject_id, state, applied)
+        SELECT 'run_' || n, 'ann', 'dpo', 'gpu', 'dpo', 'succeeded', true FROM generate_series(1, 2000) AS n
+    """)
+    sent: list[tuple[str, dict[str, object]]] = []
+
+    def note(
+        _connection: object, _cursor: object, statement: str, values: dict[str, object], *_: object
+    ) -> None:
+        sent.append((statement, values))
+
+    with open_transaction() as tx:
+        tx.session.execute(ended)
+        tx.session.execute(text("ANALYZE runs"))
+        event.listen(engine(), "before_cursor_execute", note)
+        assert unapplied_runs(tx, 100) == []
+        event.remove(engine(), "before_cursor_execute", note)
+        ((statement, values),) = sent
+        plan = tx.session.connection().exec_driver_sql(f"EXPLAIN {statement}", values).scalars().all()
+    assert "ix_runs_unapplied" in "".join(plan), plan
 
 
 class Clocks:
