@@ -34,7 +34,7 @@ format: install ## Put the code into the project's format.
 test: lint ## Everything that must hold before a change lands.
 	@$(PY) -m pytest --numprocesses=3 --dist=loadfile
 
-chaos: install ## Torment the protocol, then kill, freeze and stop every process of a stack (an hour); writes docs/reliability.md.
+chaos: install ## Torment the protocol, then kill, freeze and stop every process of a stack (long); writes docs/reliability.md.
 	@MPO_SEQUENCES=2000 MPO_ROUNDS=1000 $(PY) -m pytest --numprocesses=2 --dist=load tests/protocol
 	@TORMENT=long $(PY) -m pytest tests/end_to_end/test_faults.py
 	@$(PY) -m experiments.chaos --seeds 0 1 2 --least 5000 --docs docs

@@ -1,37 +1,23 @@
 """Marks: whatever changes in a view changes its ETag, and many who ask are answered from one statement."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from app import authentication
 from app.marks import Marks
 from core import queue
-from core.database import engine, open_transaction
+from core.database import open_transaction
 from core.work_items import ClaimedRun
 from tests.app.conftest import CreateJob
 from tests.app.jobs.factories import work_until
+from tests.app.statements import counted
 from tests.app.test_streams import new_dataset, until, waiting
 from tests.factories import make_key
-
-
-@contextmanager
-def counted() -> Iterator[list[str]]:
-    sent: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
-        sent.append(statement)
-
-    event.listen(engine(), "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        event.remove(engine(), "before_cursor_execute", note)
 
 
 def write(statement: str) -> None:

@@ -1,22 +1,20 @@
 """How many statements a submission sends: what it costs is counted here and measured by `make load`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import event
 
 from app import authentication
 from app.jobs import creation, room
 from app.jobs.places import FARTHEST_COUNTED
-from core.database import engine, open_transaction
+from core.database import open_transaction
 from core.queue import enqueue
 from core.work_items import NewRun
 from tests.app.conftest import CreateJob
 from tests.app.jobs.factories import OWNER, work_until
+from tests.app.statements import counted
 
 COLD, CACHED = 7, 8
 """Beside BEGIN and COMMIT, whatever the number of stages."""
@@ -29,20 +27,6 @@ def nothing_grows_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "COUNT_SECONDS", 3600.0)
     monkeypatch.setattr(room, "rooms", cache(room.Rooms))
     monkeypatch.setattr(creation, "rooms", room.rooms)
-
-
-@contextmanager
-def counted() -> Iterator[list[str]]:
-    sent: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
-        sent.append(statement)
-
-    event.listen(engine(), "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        event.remove(engine(), "before_cursor_execute", note)
 
 
 def test_a_new_job_takes_as_many_statements_as_are_worth_it(
