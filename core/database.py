@@ -50,8 +50,10 @@ def engine() -> Engine:
     made = create_engine(
         url,
         creator=Door(url).connect,
-        pool_size=10,
-        max_overflow=20,
+        # Opened as they are needed, and kept: an overflow would be closed after each use, and a new connection
+        # costs the server more than a submission.
+        pool_size=30,
+        max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         # An error's text is logged; what was to be written may be a prompt.
         hide_parameters=True,

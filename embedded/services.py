@@ -68,7 +68,8 @@ class Services:
         return self._python(
             API,
             arguments,
-            {**_threads(1), "PROMETHEUS_MULTIPROC_DIR": str(figures)},
+            # libuv's own: after each connection the other process gets its turn. Else one takes nearly all.
+            {**_threads(1), "UV_TCP_SINGLE_ACCEPT": "1", "PROMETHEUS_MULTIPROC_DIR": str(figures)},
             tier=2,
             grace_seconds=_API_GRACE_SECONDS,
             answers=lambda _: self.is_healthy(),
