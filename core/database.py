@@ -50,8 +50,8 @@ def engine() -> Engine:
     made = create_engine(
         url,
         creator=Door(url).connect,
-        # Opened as they are needed, and kept: an overflow would be closed after each use, and a new connection
-        # costs the server more than a submission.
+        # Opened as they are needed, and kept: an overflow would be closed after each use, and opening another
+        # costs the server more than a submission does.
         pool_size=30,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
