@@ -4,7 +4,7 @@ Called after create, claim, publish, fail, cancel, pause, resume, and by recover
 and of several runs the one with the smaller key first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 
 from core.database import Transaction
@@ -39,14 +39,15 @@ def advance_job(tx: Transaction, job_id: str) -> None:
 
 
 def start_job(
-    tx: Transaction, job: Job, stages: list[StageRow], datasets: dict[str, str]
+    tx: Transaction, job: Job, stages: list[StageRow], datasets: dict[str, str], touched: Collection[str]
 ) -> Mapping[str, Run]:
     """The first `advance_job`, of a job that this transaction has just made. datasets: the state of each.
 
-    Looks for the work of all stages at once. The stages are rows to be: whoever calls inserts them then.
-    Returns the runs of which the answer to the request tells.
+    touched: keys of stages of which there is something, as `core.known_work.TOUCHED` has found. Looks for the
+    work of all stages at once. The stages are rows to be: whoever calls inserts them then. Returns the runs
+    of which the answer to the request tells.
     """
-    known = look_at_all(tx, job.owner, [stage.key for stage in stages])
+    known = look_at_all(tx, job.owner, [stage.key for stage in stages], touched)
     _move(tx, job, stages, datasets, known)
     known.record_references(tx)
     return known.runs

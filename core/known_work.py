@@ -19,14 +19,15 @@ from core.tables import Artifact, ArtifactReference, Job, Run, StageRow
 Held = dict[str, Artifact]
 """Artifacts of one key by output name."""
 
-_OWNER: BindParameter[str] = bindparam("owner")
-_KEYS: BindParameter[Any] = bindparam("keys", type_=ARRAY(String))
-_TOUCHED: CompoundSelect[str] = union_all(
+_OWNER: BindParameter[str] = bindparam("of_owner")
+_KEYS: BindParameter[Any] = bindparam("of_keys", type_=ARRAY(String))
+TOUCHED: CompoundSelect[str] = union_all(
     select(Artifact.key).where(
         Artifact.owner == _OWNER, Artifact.key == _KEYS.any_(), Artifact.deleted_at.is_(None)
     ),
     select(Run.key).where(Run.owner == _OWNER, Run.key == _KEYS.any_()),
 )
+"""Keys of which there is an artifact or a run, some of them twice. Its parameters: of_owner, of_keys."""
 _ARTIFACTS = (
     select(Artifact)
     .where(Artifact.owner == _OWNER, Artifact.key == _KEYS.any_(), Artifact.deleted_at.is_(None))
@@ -66,13 +67,11 @@ class KnownWork:
             tx.session.execute(rows.on_conflict_do_nothing())
 
 
-def look_at_all(tx: Transaction, owner: str, keys: Collection[str]) -> KnownWork:
-    """What there is of these keys. One statement where there is nothing."""
-    looked = {"owner": owner, "keys": list(keys)}
-    touched = set(tx.session.connection().execute(_TOUCHED, looked).scalars())
-    known = KnownWork(set(keys) - touched)
+def look_at_all(tx: Transaction, owner: str, keys: Collection[str], touched: Collection[str]) -> KnownWork:
+    """What there is of these keys. touched: those of them that `TOUCHED` has found in this transaction."""
+    known = KnownWork(set(keys) - set(touched))
     if touched:
-        for artifact in tx.session.scalars(_ARTIFACTS, {"owner": owner, "keys": sorted(touched)}):
+        for artifact in tx.session.scalars(_ARTIFACTS, {"of_owner": owner, "of_keys": sorted(touched)}):
             known.artifacts.setdefault(artifact.key, {})[artifact.output] = artifact
         ids = sorted({a.run_id for held in known.artifacts.values() for a in held.values()})
         known.runs = {run.id: run for run in tx.session.scalars(_RUNS, {"ids": ids})} if ids else {}

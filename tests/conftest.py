@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy.engine import make_url
 
 from app.authentication import forget_callers
+from app.jobs.places import forget_places
 from core import database, doorbell, storage
 from core.api_keys import new_secret
 from core.bootstrap import ensure_admin_key
@@ -169,6 +170,7 @@ def _forget() -> None:
     storage.storage.cache_clear()
     doorbell._sender.cache_clear()
     forget_callers()
+    forget_places()
 
 
 def _code() -> Path:

@@ -30,10 +30,10 @@ def create_job(tx: Transaction, owner: str, spec: CreateJob) -> JobView:
     for stage, warnings in plan.blueprint.warnings.items():
         for warning in warnings:
             write_event(tx, job, "stage.warning", warning, stage=stage)
-    insert_job(tx, job, _inputs(plan))
+    touched = insert_job(tx, job, _inputs(plan), [stage.key for stage in stages])
     _refer_to_models(tx, job, plan)
     datasets = {dataset.id: dataset.status for dataset in plan.leaves.datasets.values()}
-    runs = start_job(tx, job, stages, datasets)
+    runs = start_job(tx, job, stages, datasets, touched)
     insert_stages(tx, job, stages, plan.blueprint.written)
     return job_view(tx.session, job, stages, runs)
 

@@ -13,6 +13,7 @@ from sqlalchemy import ARRAY, String, bindparam, func, insert, select, text, tru
 from sqlalchemy.orm import make_transient_to_detached
 
 from core.database import Transaction
+from core.known_work import TOUCHED
 from core.tables import Job, JobInput, StageRow
 
 _COLUMNS = [column for column in Job.__table__.columns if column.name != "created_at"]
@@ -37,7 +38,8 @@ _READ = (
     )
     .cte("read")
 )
-_JOB = select(_MADE.c.created_at).add_cte(_READ)
+# What there is of the stages' work is looked for on the way: a statement of its own costs as much again.
+_JOB = select(_MADE.c.created_at, func.array(TOUCHED.scalar_subquery()).label("touched")).add_cte(_READ)
 # All rows travel as one JSON text: the driver writes arrays in Python, item by item.
 _STAGES = text("""
 WITH told AS (
@@ -82,15 +84,22 @@ FRESH_STAGE: Mapping[str, Any] = {
 """What the database would fill in: given, so that no row is read back."""
 
 
-def insert_job(tx: Transaction, job: Job, leaves: Sequence[tuple[str, str, str | None]]) -> None:
-    """The row of a job, held by this transaction, and of its inputs: (kind, name, artifact)."""
+def insert_job(
+    tx: Transaction, job: Job, leaves: Sequence[tuple[str, str, str | None]], keys: Sequence[str]
+) -> set[str]:
+    """The row of a job, held by this transaction, and of its inputs: (kind, name, artifact).
+
+    keys: of its stages. Returns those of which there is an artifact or a run.
+    """
     kinds, names, artifacts = map(list, zip(*leaves, strict=True))
     row = {f"job_{column.name}": getattr(job, column.name) for column in _COLUMNS}
-    row |= {"kinds": kinds, "names": names, "artifacts": artifacts}
-    job.created_at = tx.session.connection().execute(_JOB, row).scalar_one()
+    row |= {"kinds": kinds, "names": names, "artifacts": artifacts, "of_owner": job.owner, "of_keys": keys}
+    made = tx.session.connection().execute(_JOB, row).one()
+    job.created_at = made.created_at
     # From now on the session writes what is changed of it, as of a row that it has read.
     make_transient_to_detached(job)
     tx.session.add(job)
+    return set(made.touched)
 
 
 def insert_stages(tx: Transaction, job: Job, stages: Sequence[StageRow], written: "WrittenStages") -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import ARRAY, String, bindparam, select
 from sqlalchemy.orm import Session, defer
 
-from app.jobs.places import queue_places
+from app.jobs.places import claim_order, is_far_back, queue_places
 from app.jobs.planning import sources_of, written_inputs
 from app.jobs.progress import job_progress, stage_progress
 from app.jobs.schemas import JobError, JobView, Pause, StageError, StageProgress, StageView
@@ -61,7 +61,8 @@ def _views(
         runs = _runs_of(session, by_job)
     first_queued = {job.id: _first_queued(by_job[job.id], runs) for job in jobs}
     if places is None:
-        places = queue_places(session, [run.id for run in first_queued.values() if run is not None])
+        waiting = [run for run in first_queued.values() if run is not None and not is_far_back(run)]
+        places = queue_places(session, [run.id for run in waiting])
     return [
         _view(job, by_job[job.id], runs, places.get(run.id) if (run := first_queued[job.id]) else None)
         for job in jobs
@@ -76,7 +77,7 @@ def _runs_of(session: Session, by_job: Mapping[str, list[StageRow]]) -> dict[str
 def _first_queued(stages: Sequence[StageRow], runs: Mapping[str, Run]) -> Run | None:
     waited = [runs.get(s.run_id or "") for s in stages if s.status == StageState.QUEUED]
     queued = [run for run in waited if run is not None and run.state == RunState.QUEUED]
-    return min(queued, key=lambda run: (-run.priority, run.age, run.rank, run.id), default=None)
+    return min(queued, key=claim_order, default=None)
 
 
 def _view(job: Job, stages: list[StageRow], runs: Mapping[str, Run], position: int | None) -> JobView:
