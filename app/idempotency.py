@@ -57,6 +57,11 @@ class Once:
     def __init__(self, request: Request, key: Key = None) -> None:
         self._request, self._key = request, key
 
+    @property
+    def has_key(self) -> bool:
+        """Whether it may have been answered before."""
+        return self._key is not None
+
     async def answer(
         self, owner: str, make: Callable[[Transaction], Made], fingerprint: bytes | None = None
     ) -> Response:

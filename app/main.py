@@ -16,6 +16,7 @@ from app.event_streams import EventFeed
 from app.inference import routes as inference
 from app.inference.replies import SamplerGateway
 from app.jobs import routes as jobs
+from app.jobs.submissions import Submissions
 from app.marks import Marks
 from app.middleware import RequestFrame
 from app.models import routes as models
@@ -29,11 +30,11 @@ from core import logs
 from core.database import dispose
 from core.settings import settings
 
-# One line a noun.
+# One line a noun. They are tried in this order: what is called most comes first.
 ROUTERS: list[APIRouter] = [
+    jobs.router,
     datasets.router,
     models.router,
-    jobs.router,
     runs.router,
     artifacts.router,
     artifacts.job_router,
@@ -86,6 +87,7 @@ def create_app() -> FastAPI:
     app.state.watcher = Watcher()
     app.state.feed = EventFeed()
     app.state.sampler = SamplerGateway()
+    app.state.submissions = Submissions()
     app.state.twins = WeakValueDictionary()
     app.state.methods_of = _methods_of
     app.state.metrics = Metrics()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.cpu_time import loop_milliseconds
+
 HEADING = "## Requests a second of a whole stack"
 _WIDTH = 128
 _BUSY = 0.5
@@ -16,17 +18,20 @@ _COLUMNS = ("requests", "a second", "p50, ms", "p99, ms", "CPU ms a request", "w
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a load was driven. load_average: of the minute before the stack was started."""
+    """How a load was driven. load_average: of the minute before the stack was started. loop_milliseconds: of
+    a million turns of a Python loop, on one core."""
 
     command: str
     seconds: float
     connections: int
     load_average: float
+    loop_milliseconds: float
 
     @classmethod
     def now(cls, arguments: Sequence[str], seconds: float, connections: int) -> "Conditions":
         """Those of a load that is about to begin."""
-        return cls(" ".join(["python -m bench.load", *arguments]), seconds, connections, os.getloadavg()[0])
+        command, load = " ".join(["python -m bench.load", *arguments]), os.getloadavg()[0]
+        return cls(command, seconds, connections, load, loop_milliseconds())
 
 
 def write_section(page: Path, conditions: Conditions, rows: Sequence[Sequence[str]], counted: str) -> None:
@@ -44,7 +49,8 @@ def _section(conditions: Conditions, rows: Sequence[Sequence[str]], counted: str
     others = "**other work kept the machine busy**" if busy else "nothing else of weight ran"
     table = [_COLUMNS, ["---"] * len(_COLUMNS), *rows]
     said = (
-        f"{cores} cores ({_processor()}) with API, Postgres, Valkey, workers and generator on them; "
+        f"{cores} cores ({_processor()}; a million turns of a Python loop take "
+        f"{conditions.loop_milliseconds:.0f} ms) with API, Postgres, Valkey, workers and generator on them; "
         f"load average {conditions.load_average:.1f} before it began, so that {others}. Default `mpo` jobs "
         "on `tiny`, each with a seed of its own unless the row says otherwise; "
         f"{conditions.connections} connections, {conditions.seconds:g} s a row, closed loop but for the row "

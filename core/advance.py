@@ -4,7 +4,7 @@ Called after create, claim, publish, fail, cancel, pause, resume, and by recover
 and of several runs the one with the smaller key first.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from core.database import Transaction
@@ -21,10 +21,11 @@ from core.gates import (
 from core.ids import new_id
 from core.job_changes import ENDED_STAGE, USER, finish_job
 from core.job_rows import lock_job, stages_of
-from core.known_work import KnownWork, look_at_all
+from core.known_work import KnownWork
 from core.states import FINISHED_JOB, DatasetState, JobState, RunState, StageState
 from core.tables import Artifact, Job, Run, StageRow
-from core.work_lookup import find_run, hold_artifacts
+from core.work_items import NewRun
+from core.work_lookup import find_run, hold_artifacts, new_run
 
 
 def advance_job(tx: Transaction, job_id: str) -> None:
@@ -39,25 +40,35 @@ def advance_job(tx: Transaction, job_id: str) -> None:
 
 
 def start_job(
-    tx: Transaction, job: Job, stages: list[StageRow], datasets: dict[str, str], touched: Collection[str]
-) -> Mapping[str, Run]:
-    """The first `advance_job`, of a job that this transaction has just made. datasets: the state of each.
+    tx: Transaction, job: Job, stages: list[StageRow], datasets: Mapping[str, str], known: KnownWork
+) -> None:
+    """The first `advance_job`, of a job that this transaction makes. datasets: the state of each.
 
-    touched: keys of stages of which there is something, as `core.known_work.TOUCHED` has found. Looks for the
-    work of all stages at once. The stages are rows to be: whoever calls inserts them then. Returns the runs
-    of which the answer to the request tells.
+    known: what there is of the stages' work. Job and stages are rows to be: whoever calls inserts them then,
+    and after them the references that are to be recorded.
     """
-    known = look_at_all(tx, job.owner, [stage.key for stage in stages], touched)
     _move(tx, job, stages, datasets, known)
-    known.record_references(tx)
-    return known.runs
+
+
+def first_runs(
+    tx: Transaction, job: Job, stages: list[StageRow], datasets: Mapping[str, str]
+) -> list[NewRun]:
+    """The runs that `start_job` will queue where there is nothing yet of any stage's work.
+
+    Those of several jobs can so be queued together; `KnownWork.queued` tells `start_job` of them.
+    """
+    if any(state != DatasetState.READY for state in datasets.values()):
+        return []
+    ready = _ready_stages(job, stages)
+    ids = _new_ids(ready)
+    return [new_run(tx, job, stage, stages, ids[stage.name]) for stage in ready]
 
 
 def _move(
     tx: Transaction,
     job: Job,
     stages: list[StageRow],
-    datasets: dict[str, str],
+    datasets: Mapping[str, str],
     known: KnownWork | None = None,
 ) -> None:
     ready = all(state == DatasetState.READY for state in datasets.values())
@@ -158,8 +169,9 @@ def _find_work(
     tx: Transaction, job: Job, ready: list[StageRow], stages: list[StageRow], known: KnownWork | None
 ) -> bool:
     """Give each stage a run to wait for; True where one was published meanwhile, and is cached."""
-    # The queue's last criterion is the id: equals are worked off in the plan's order.
-    new_ids = dict(zip([s.name for s in ready], sorted(new_id("run") for _ in ready), strict=True))
+    new_ids = _new_ids(ready)
+    if known is not None:
+        new_ids |= {s.name: known.queued[s.key] for s in ready if s.key in known.queued}
     moved = False
     # Two jobs that want the same runs ask for them in the same order: neither waits for the other.
     for stage in sorted(ready, key=lambda stage: stage.key):
@@ -173,6 +185,11 @@ def _find_work(
             if known is not None:
                 known.keep_run(tx, job, stage, new=run_id == new_ids[stage.name])
     return moved
+
+
+def _new_ids(ready: list[StageRow]) -> dict[str, str]:
+    # The queue's last criterion is the id: equals are worked off in the plan's order.
+    return dict(zip([s.name for s in ready], sorted(new_id("run") for _ in ready), strict=True))
 
 
 def _set_status(tx: Transaction, job: Job, stages: list[StageRow]) -> None:

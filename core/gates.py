@@ -1,6 +1,6 @@
 """What holds a job: datasets that are not ready, weak reward models, pauses that were asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -21,7 +21,7 @@ def dataset_states(tx: Transaction, job: Job) -> dict[str, str]:
     return {row.id: row.status for row in tx.session.execute(found)}
 
 
-def failure_of(stages: Sequence[StageRow], datasets: dict[str, str]) -> Failure | None:
+def failure_of(stages: Sequence[StageRow], datasets: Mapping[str, str]) -> Failure | None:
     """Why the job can never succeed: a stage has failed, or the rows will never be there."""
     failed = next((s for s in stages if s.status == StageState.FAILED), None)
     if failed is not None:

@@ -6,9 +6,10 @@ and of a key of which nothing was known the INSERT of its run, and the look afte
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, BindParameter, CompoundSelect, String, bindparam, select, union_all
+from sqlalchemy import ARRAY, BindParameter, CompoundSelect, String, bindparam, func, select, union_all
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import defer
 
@@ -21,13 +22,15 @@ Held = dict[str, Artifact]
 
 _OWNER: BindParameter[str] = bindparam("of_owner")
 _KEYS: BindParameter[Any] = bindparam("of_keys", type_=ARRAY(String))
-TOUCHED: CompoundSelect[str] = union_all(
+_TOUCHED: CompoundSelect[str] = union_all(
     select(Artifact.key).where(
         Artifact.owner == _OWNER, Artifact.key == _KEYS.any_(), Artifact.deleted_at.is_(None)
     ),
     select(Run.key).where(Run.owner == _OWNER, Run.key == _KEYS.any_()),
 )
-"""Keys of which there is an artifact or a run, some of them twice. Its parameters: of_owner, of_keys."""
+_LOOK = select(
+    func.clock_timestamp().label("moment"), func.array(_TOUCHED.scalar_subquery()).label("touched")
+)
 _ARTIFACTS = (
     select(Artifact)
     .where(Artifact.owner == _OWNER, Artifact.key == _KEYS.any_(), Artifact.deleted_at.is_(None))
@@ -41,10 +44,12 @@ _RUNS = select(Run).where(Run.id == bindparam("ids", type_=ARRAY(String)).any_()
 @dataclass
 class KnownWork:
     """untouched: keys of which there was neither an artifact nor a run of any state, until they are asked for
-    again. runs: those that made the artifacts, which have ended, so that what they say stays true, and those
-    that are waited for. references: to be recorded."""
+    again. queued: ids of runs that were queued beforehand, by key, until a stage waits for them. runs: those
+    that made the artifacts, which have ended, so that what they say stays true, and those that are waited
+    for. references: to be recorded."""
 
     untouched: set[str] = field(default_factory=set)
+    queued: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, Held] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     references: list[dict[str, str]] = field(default_factory=list)
@@ -67,8 +72,22 @@ class KnownWork:
             tx.session.execute(rows.on_conflict_do_nothing())
 
 
+@dataclass(frozen=True)
+class Look:
+    """A look at keys. moment: the database's clock. touched: those of which there is an artifact or a run."""
+
+    moment: datetime
+    touched: frozenset[str]
+
+
+def look_for(tx: Transaction, owner: str, keys: Collection[str]) -> Look:
+    """Which of these keys there is anything of, by one statement."""
+    found = tx.session.connection().execute(_LOOK, {"of_owner": owner, "of_keys": list(keys)}).one()
+    return Look(found.moment, frozenset(found.touched))
+
+
 def look_at_all(tx: Transaction, owner: str, keys: Collection[str], touched: Collection[str]) -> KnownWork:
-    """What there is of these keys. touched: those of them that `TOUCHED` has found in this transaction."""
+    """What there is of these keys. touched: those of them that a `Look` of this transaction has found."""
     known = KnownWork(set(keys) - set(touched))
     if touched:
         for artifact in tx.session.scalars(_ARTIFACTS, {"of_owner": owner, "of_keys": sorted(touched)}):

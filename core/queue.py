@@ -4,6 +4,7 @@ Renewing, recording and publishing test id, fence and `state = 'running'`, never
 that nobody has overtaken succeeds, so that an outage of the database kills no healthy run.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,6 +25,7 @@ from core.work_items import ClaimedRun, NewArtifact, NewRun
 POISON_CRASHES = 3
 POISON_LEASES = 10
 LOG_CHARACTERS = 64_000
+_ENCODE = json.JSONEncoder(default=datetime.isoformat).encode
 
 
 def enqueue(tx: Transaction, new: NewRun) -> str | None:
@@ -31,22 +33,15 @@ def enqueue(tx: Transaction, new: NewRun) -> str | None:
 
     Starts from the key's newest recorded checkpoint, whichever attempt left it.
     """
-    values: dict[str, Any] = {
-        **vars(new),
-        "id": new.id or new_id("run"),
-        "config": dict(new.config),
-        "inputs": {role: [dict(i) for i in inputs] for role, inputs in new.inputs.items()},
-        "of_job": new.job_id,
-        "of_owner": new.owner,
-        "of_key": new.key,
-        "asked_age": new.age,
-        "answering": bound_request() if new.job_id is None else None,
-    }
-    del values["age"]
-    run_id: str | None = tx.session.connection().execute(ENQUEUE, values).scalar()
-    if run_id is not None:
-        tx.to_ring.append(new.slot)
-    return run_id
+    return next(iter(enqueue_all(tx, [new])), None)
+
+
+def enqueue_all(tx: Transaction, new: Sequence[NewRun]) -> set[str]:
+    """Queue several by one statement; returns the ids of those of which `enqueue` would not give None."""
+    rows = [{**vars(each), "id": each.id or new_id("run"), "request_id": _cause(each)} for each in new]
+    queued = set(tx.session.connection().execute(ENQUEUE, {"rows": _ENCODE(rows)}).scalars())
+    tx.to_ring += [row["slot"] for row in rows if row["id"] in queued]
+    return queued
 
 
 def claim(tx: Transaction, slot: str, worker_id: str) -> ClaimedRun | None:
@@ -271,6 +266,11 @@ def expire_leases(tx: Transaction) -> list[str]:
     rows = tx.session.execute(statement).all()
     tx.to_ring.extend(row.slot for row in rows)
     return [row.id for row in rows]
+
+
+def _cause(new: NewRun) -> str | None:
+    """The request that wants a run: of a job's, that which made the job, whoever moves the job on."""
+    return new.request_id if new.job_id is not None else bound_request()
 
 
 def _lease_end() -> ColumnElement[datetime]:

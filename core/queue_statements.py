@@ -1,31 +1,28 @@
-"""The queue's statements that every submission sends: built once, which takes longer than sending them."""
+"""The statement by which runs enter the queue: one, however many there are."""
 
-from sqlalchemy import bindparam, func, select
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import text
 
-from core.tables import Job, Run
-
-ENQUEUE = (
-    upsert(Run.__table__)  # type: ignore[arg-type]
-    .values(
-        age=func.coalesce(bindparam("asked_age", type_=Run.age.type), func.clock_timestamp()),
-        checkpoint=select(Run.checkpoint)
-        .where(
-            Run.owner == bindparam("of_owner"), Run.key == bindparam("of_key"), Run.checkpoint.is_not(None)
-        )
-        # The furthest: a paused run may record its last one after a later run of the key has its first.
-        .order_by(Run.checkpoint["step"].as_integer().desc(), Run.id.desc())
-        .limit(1)
-        # Until this run's row is there to be found by who drops the checkpoint: core/retention.py.
-        .with_for_update(read=True, key_share=True)
-        .scalar_subquery(),
-        # That of the job that wants the run, whoever advances it; else the one being answered.
-        request_id=func.coalesce(
-            select(Job.request_id).where(Job.id == bindparam("of_job")).scalar_subquery(),
-            bindparam("answering", type_=Run.request_id.type),
-        ),
-    )
-    .on_conflict_do_nothing()
-    .returning(Run.id)
+# All rows travel as one JSON text, whose members have the names of the table's columns. In the order of their
+# keys: two that queue the same keys wait for each other in one direction only. A checkpoint is the key's
+# furthest: a paused run may record its last one after a later run of the key has its first. It is held until
+# the new row is there to be found by who drops the checkpoint: core/retention.py.
+ENQUEUE = text("""
+INSERT INTO runs (
+    id, kind, slot, owner, key, job_id, subject_id, config, inputs, seed, priority, rank, request_id, age,
+    checkpoint
 )
-"""A run, from its columns and of_owner, of_key, of_job, asked_age, answering. No row: the key has one."""
+SELECT id, kind, slot, owner, key, job_id, subject_id, config, inputs, seed, priority, rank, request_id,
+    coalesce(age, clock_timestamp()),
+    (
+        SELECT earlier.checkpoint FROM runs AS earlier
+        WHERE earlier.owner = new.owner AND earlier.key = new.key AND earlier.checkpoint IS NOT NULL
+        ORDER BY CAST(earlier.checkpoint ->> 'step' AS bigint) DESC, earlier.id DESC
+        LIMIT 1
+        FOR KEY SHARE
+    )
+FROM jsonb_populate_recordset(CAST(NULL AS runs), CAST(:rows AS jsonb)) AS new
+ORDER BY new.owner, new.key
+ON CONFLICT DO NOTHING
+RETURNING id
+""")
+"""Gives the ids of the runs that were queued: those whose key has no live run of the same owner."""

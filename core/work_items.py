@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NewRun:
-    """Work to be queued. age: when the job that wants it was made; older goes first. id: made where None."""
+    """Work to be queued. age: when the job that wants it was made; older goes first. id: made where None.
+
+    request_id: of the HTTP request that made its job; without a job it is the one being answered.
+    """
 
     kind: str
     slot: str
@@ -23,6 +26,7 @@ class NewRun:
     age: datetime | None = None
     rank: int = 0
     id: str | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)

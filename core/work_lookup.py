@@ -1,6 +1,6 @@
 """How a job finds the work of one stage: a live artifact, a live run of the same key, or a run of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import select, text
@@ -15,9 +15,10 @@ from core.tables import Artifact, ArtifactReference, BaseModelRow, Dataset, Job,
 from core.work_items import NewRun
 
 # Nearly always there is none, and mapped rows of many columns cost as much where there is none.
-_ARTIFACTS_OF_KEY = text(
-    "SELECT id FROM artifacts WHERE owner = :of_owner AND key = :of_key AND deleted_at IS NULL FOR KEY SHARE"
-)
+_ARTIFACTS_OF_KEYS = text("""
+SELECT id FROM artifacts WHERE owner = :of_owner AND key = ANY(:of_keys) AND deleted_at IS NULL
+ORDER BY id FOR KEY SHARE
+""")
 
 
 def find_run(
@@ -36,25 +37,27 @@ def find_run(
     if known is not None:
         # True once: whatever comes of the INSERT, the key is looked up from now on.
         known.untouched.discard(stage.key)
+        if (queued := known.queued.pop(stage.key, None)) is not None:
+            return queued
     while True:
         live = None if untouched else _join_live_run(tx, job, stage.key)
         if live is not None:
             return live
         untouched = False
-        run_id = queue.enqueue(tx, _new_run(tx, job, stage, stages, new_id))
+        run_id = queue.enqueue(tx, new_run(tx, job, stage, stages, new_id))
         if run_id is not None:
             break
     # A publication may have come between the caller's look and the INSERT: a new statement sees it.
-    if _has_artifacts(tx, job.owner, stage.key):
+    if have_artifacts(tx, job.owner, [stage.key]):
         queue.cancel(tx, run_id)
         return None
     return run_id
 
 
-def _has_artifacts(tx: Transaction, owner: str, key: str) -> bool:
-    """Whether the key has artifacts; if so, they are kept from deletion until they are taken."""
-    of_key = {"of_owner": owner, "of_key": key}
-    return tx.session.connection().execute(_ARTIFACTS_OF_KEY, of_key).first() is not None
+def have_artifacts(tx: Transaction, owner: str, keys: Collection[str]) -> bool:
+    """Whether one of the keys has artifacts; if so, they are kept from deletion until they are taken."""
+    asked = {"of_owner": owner, "of_keys": list(keys)}
+    return tx.session.connection().execute(_ARTIFACTS_OF_KEYS, asked).first() is not None
 
 
 def current_artifacts(tx: Transaction, owner: str, key: str) -> dict[str, Artifact]:
@@ -129,7 +132,8 @@ def _join_live_run(tx: Transaction, job: Job, key: str) -> str | None:
     return run_id
 
 
-def _new_run(tx: Transaction, job: Job, stage: StageRow, stages: Sequence[StageRow], new_id: str) -> NewRun:
+def new_run(tx: Transaction, job: Job, stage: StageRow, stages: Sequence[StageRow], new_id: str) -> NewRun:
+    """The run that a stage needs, its inputs found in the store."""
     by_name = {s.name: s for s in stages}
     inputs = {
         role: [_resolve(tx, job, by_name, source) for source in sources]
@@ -149,6 +153,7 @@ def _new_run(tx: Transaction, job: Job, stage: StageRow, stages: Sequence[StageR
         priority=job.priority,
         age=job.created_at,
         rank=stage.rank,
+        request_id=job.request_id,
     )
 
 

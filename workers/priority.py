@@ -4,8 +4,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-WORKER_NICENESS = 5
-CHILD_NICENESS = 10
+WORKER_NICENESS = 10
+CHILD_NICENESS = 15
 
 
 def yield_to_answers(niceness: int) -> None:

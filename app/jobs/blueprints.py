@@ -79,8 +79,7 @@ def blueprint_of(stages: list[PlannedStage], method: dict[str, Any]) -> Blueprin
     """What follows from stages whose lengths are set. method: as it will run."""
     parts = {stage.name: key_parts(stage.config) for stage in stages}
     columns = columns_of(stages)
-    written = written_stages(list(columns.values()))
-    return Blueprint(stages, parts, columns, written, plan_warnings(stages), method)
+    return Blueprint(stages, parts, columns, written_stages(columns), plan_warnings(stages), method)
 
 
 def columns_of(stages: Sequence[PlannedStage]) -> dict[str, dict[str, Any]]:

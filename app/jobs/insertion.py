@@ -1,77 +1,42 @@
-"""The rows of a new job in two statements, whatever the number of its stages.
+"""The rows of new jobs in one statement, however many jobs there are and stages they have.
 
-Arrays in place of rows: the ORM, or an INSERT of a hundred parameters, takes longer than all else that a
-submission does.
+All rows of a table travel as one JSON text: the ORM, an INSERT of a hundred parameters, or arrays that the
+driver writes item by item, take longer than all else that a submission does.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, String, bindparam, func, insert, select, text, true
+from sqlalchemy import Table, text
 from sqlalchemy.orm import make_transient_to_detached
 
 from core.database import Transaction
-from core.known_work import TOUCHED
-from core.tables import Job, JobInput, StageRow
+from core.tables import Event, Job, JobInput, StageRow
 
-_COLUMNS = [column for column in Job.__table__.columns if column.name != "created_at"]
-_MADE = (
-    insert(Job.__table__)  # type: ignore[arg-type]
-    .values({c.name: bindparam(f"job_{c.name}", type_=c.type) for c in _COLUMNS})
-    .returning(Job.id, Job.created_at)
-    .cte("made")
-)
-_LEAF = (
-    func.unnest(*(bindparam(name, type_=ARRAY(String)) for name in ("kinds", "names", "artifacts")))
-    .table_valued("kind", "name", "artifact_id")
-    .render_derived("leaf")
-)
-_READ = (
-    insert(JobInput.__table__)  # type: ignore[arg-type]
-    .from_select(
-        ["job_id", "kind", "name", "artifact_id"],
-        select(_MADE.c.id, _LEAF.c.kind, _LEAF.c.name, _LEAF.c.artifact_id).select_from(
-            _MADE.join(_LEAF, true())
-        ),
-    )
-    .cte("read")
-)
-# What there is of the stages' work is looked for on the way: a statement of its own costs as much again.
-_JOB = select(_MADE.c.created_at, func.array(TOUCHED.scalar_subquery()).label("touched")).add_cte(_READ)
-# All rows travel as one JSON text: the driver writes arrays in Python, item by item.
-_STAGES = text("""
-WITH told AS (
-    INSERT INTO events (job_id, id, type, stage, message, data)
-    SELECT :job_id, id, type, stage, message, data
-    FROM jsonb_to_recordset(CAST(:events AS jsonb)) AS event (
-        id bigint, type text, stage text, message text, data jsonb
-    )
-)
-INSERT INTO stages (
-    job_id, name, position, rank, kind, slot, seed, key, base, status, cached, run_id, started_at,
-    finished_at, config, inputs, artifacts, summary, error
-)
-SELECT :job_id, name, position, rank, kind, slot, seed, key, base, status, cached, run_id, started_at,
-    finished_at, config, inputs, artifacts, summary, error
-FROM ROWS FROM (
-    jsonb_to_recordset(CAST(:stages AS jsonb)) AS (
-        name text, position int, rank int, kind text, slot text, seed bigint, key text, base text,
-        status text, cached boolean, run_id text, started_at timestamptz, finished_at timestamptz,
-        artifacts jsonb, summary jsonb, error jsonb
-    ),
-    jsonb_array_elements(CAST(:config AS jsonb)), jsonb_array_elements(CAST(:inputs AS jsonb))
-) AS stage (
-    name, position, rank, kind, slot, seed, key, base, status, cached, run_id, started_at, finished_at,
-    artifacts, summary, error, config, inputs
-)
-""")
-_CHANGING = (
-    *("name", "position", "rank", "kind", "slot", "seed", "key", "base", "status", "cached", "run_id"),
-    *("started_at", "finished_at", "artifacts", "summary", "error"),
-)
+_GIVEN_BY_THE_DATABASE = {(Event.__tablename__, "created_at")}
 _ENCODE = json.JSONEncoder(default=datetime.isoformat).encode
+
+
+def _columns(table: Table) -> list[str]:
+    return [c.name for c in table.columns if (table.name, c.name) not in _GIVEN_BY_THE_DATABASE]
+
+
+def _insert(row: type[Job] | type[JobInput] | type[StageRow] | type[Event]) -> str:
+    """Of rows in a parameter that has the table's name."""
+    table = row.__tablename__
+    columns = ", ".join(_columns(row.__table__))  # type: ignore[arg-type]
+    rows = f"jsonb_populate_recordset(CAST(NULL AS {table}), CAST(:{table} AS jsonb))"
+    return f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {rows}"  # noqa: S608  # names of our own
+
+
+_ALL = text(
+    f"WITH made AS ({_insert(Job)}), read AS ({_insert(JobInput)}), told AS ({_insert(Event)}) "
+    f"{_insert(StageRow)}"
+)
+_JOB_COLUMNS = _columns(Job.__table__)  # type: ignore[arg-type]
 FRESH_JOB: Mapping[str, Any] = {
     **{"status": "queued", "pauses_taken": [], "pause": None, "accepts_weak": False, "weak_accepted": []},
     **{"error": None, "event_counter": 0, "started_at": None, "finished_at": None, "deleted_at": None},
@@ -83,38 +48,59 @@ FRESH_STAGE: Mapping[str, Any] = {
 }
 """What the database would fill in: given, so that no row is read back."""
 
-
-def insert_job(
-    tx: Transaction, job: Job, leaves: Sequence[tuple[str, str, str | None]], keys: Sequence[str]
-) -> set[str]:
-    """The row of a job, held by this transaction, and of its inputs: (kind, name, artifact).
-
-    keys: of its stages. Returns those of which there is an artifact or a run.
-    """
-    kinds, names, artifacts = map(list, zip(*leaves, strict=True))
-    row = {f"job_{column.name}": getattr(job, column.name) for column in _COLUMNS}
-    row |= {"kinds": kinds, "names": names, "artifacts": artifacts, "of_owner": job.owner, "of_keys": keys}
-    made = tx.session.connection().execute(_JOB, row).one()
-    job.created_at = made.created_at
-    # From now on the session writes what is changed of it, as of a row that it has read.
-    make_transient_to_detached(job)
-    tx.session.add(job)
-    return set(made.touched)
-
-
-def insert_stages(tx: Transaction, job: Job, stages: Sequence[StageRow], written: "WrittenStages") -> None:
-    """The rows of a job's stages as they are by now, and of its events."""
-    of_job = [event for event in tx.events if event["job_id"] == job.id]
-    tx.events[:] = [event for event in tx.events if event["job_id"] != job.id]
-    changing = [{name: getattr(stage, name) for name in _CHANGING} for stage in stages]
-    rows = {"stages": _ENCODE(changing), "events": _ENCODE(of_job)}
-    tx.session.connection().execute(_STAGES, {"job_id": job.id, **written, **rows})
-
-
+_CHANGING = ("seed", "key", *FRESH_STAGE)
 WrittenStages = Mapping[str, str]
-"""`config` and `inputs` of the stages in their order, as JSON arrays."""
+"""By stage, the JSON of the columns that no job changes, without its last brace."""
 
 
-def written_stages(columns: Sequence[Mapping[str, Any]]) -> WrittenStages:
-    """The JSON of what no seed changes; columns: of `StageRow`, in the stages' order."""
-    return {name: json.dumps([stage[name] for stage in columns]) for name in ("config", "inputs")}
+@dataclass
+class NewJob:
+    """A job whose rows are to be inserted, with its stages as they are by then. inputs: what it reads that no
+    stage makes. written: of its stages."""
+
+    job: Job
+    stages: list[StageRow]
+    inputs: list[JobInput]
+    written: WrittenStages
+
+
+def insert_jobs(tx: Transaction, new: Sequence[NewJob]) -> None:
+    """The rows of jobs, of their inputs and stages as they are now, and of their events so far.
+
+    Whatever changes one of them afterwards has to read it first.
+    """
+    ids = {each.job.id for each in new}
+    rows = {
+        Job.__tablename__: _ENCODE([_values(each.job, _JOB_COLUMNS) for each in new]),
+        JobInput.__tablename__: _ENCODE([_input(leaf) for each in new for leaf in each.inputs]),
+        StageRow.__tablename__: f"[{','.join(row for each in new for row in _stage_rows(each))}]",
+        Event.__tablename__: _ENCODE([event for event in tx.events if event["job_id"] in ids]),
+    }
+    tx.events[:] = [event for event in tx.events if event["job_id"] not in ids]
+    tx.session.connection().execute(_ALL, rows)
+
+
+def have_at_hand(tx: Transaction, inputs: Iterable[JobInput]) -> None:
+    """Let the session know inputs before they are inserted: whoever asks for one by its key is given it."""
+    for leaf in inputs:
+        make_transient_to_detached(leaf)
+        tx.session.add(leaf)
+
+
+def written_stages(columns: Mapping[str, Mapping[str, Any]]) -> WrittenStages:
+    """columns: those that no job changes, by stage."""
+    return {name: json.dumps(values)[:-1] for name, values in columns.items()}
+
+
+def _stage_rows(new: NewJob) -> Iterable[str]:
+    for stage in new.stages:
+        changing = _ENCODE({name: getattr(stage, name) for name in _CHANGING} | {"job_id": new.job.id})
+        yield f"{new.written[stage.name]}, {changing[1:]}"
+
+
+def _input(leaf: JobInput) -> dict[str, str | None]:
+    return {"job_id": leaf.job_id, "kind": leaf.kind, "name": leaf.name, "artifact_id": leaf.artifact_id}
+
+
+def _values(row: Job, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in names}

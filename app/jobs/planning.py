@@ -43,17 +43,31 @@ class Plan:
     blueprint: Blueprint
 
 
-def plan_spec(tx: Transaction, owner: str, spec: CreateJob) -> Plan:
-    """The plan of a spec, its datasets and models held; raises what refuses it, naming the field."""
+FoundLeaves = dict[tuple[Source, ...], Leaves]
+"""Leaves of one owner that a transaction holds, by what was named."""
+
+
+def plan_spec(tx: Transaction, owner: str, spec: CreateJob, found: FoundLeaves | None = None) -> Plan:
+    """The plan of a spec, its datasets and models held; raises what refuses it, naming the field.
+
+    found: those that are held already, of this owner; what is looked up is added.
+    """
     asked = asked_by(spec)
     try:
         draft = _drafts.get(asked, lambda: _draft(spec))
-        leaves = find_leaves(tx, owner, draft.named)
+        leaves = _held_leaves(tx, owner, draft, {} if found is None else found)
         known = _blueprints.get((asked, facts_of(leaves)), lambda: _blueprint(spec, draft, leaves))
     except InvalidSpec as error:
         raise Unprocessable(error.detail, loc=_in_body(error)) from error
     stages = known.stages if spec.method is None else reseeded(known.stages, spec.seed)
     return Plan(stages, plan_keys(stages, leaves.keys, parts=known.parts), leaves, known)
+
+
+def _held_leaves(tx: Transaction, owner: str, draft: Draft, found: FoundLeaves) -> Leaves:
+    named = tuple(draft.named)
+    if named not in found:
+        found[named] = find_leaves(tx, owner, draft.named)
+    return found[named]
 
 
 def _draft(spec: CreateJob) -> Draft:

@@ -41,14 +41,17 @@ class Rooms:
     def __init__(self) -> None:
         self._allowances: dict[tuple[str, int], _Allowance] = {}
 
-    def enter(self, tx: Transaction, owner: str) -> None:
-        """Take the place of one more job; raises TooManyOpenJobs. A place that is not used costs a count."""
+    def enter(self, tx: Transaction, owner: str, uncounted: int = 0) -> None:
+        """Take the place of one more job; raises TooManyOpenJobs. A place that is not used costs a count.
+
+        uncounted: jobs that the transaction will make, and has not inserted yet.
+        """
         limit = settings().max_open_jobs
         allowance = self._allowances.get((owner, limit))
         if allowance is not None and allowance.jobs > 0 and time.monotonic() < allowance.until:
             allowance.jobs -= 1
             return
-        open_jobs = tx.session.connection().execute(_OPEN, {"of_owner": owner}).scalar_one()
+        open_jobs = uncounted + tx.session.connection().execute(_OPEN, {"of_owner": owner}).scalar_one()
         if open_jobs >= limit:
             raise TooManyOpenJobs(open_jobs=open_jobs, limit=limit)
         self._allowances[owner, limit] = _Allowance(

@@ -56,7 +56,7 @@ Label = Annotated[list[str] | None, Query(description="`name:value`; several mus
     responses={200: {"model": DryRunView, "description": "Dry run"}, **creates(202, 429)},
 )
 async def create_job(
-    caller: WriteCaller, spec: CreateJob, once: OnceDep, dry_run: DryRun = False
+    request: Request, caller: WriteCaller, spec: CreateJob, once: OnceDep, dry_run: DryRun = False
 ) -> Response:
     """Create a job: the method is expanded to stages, and whatever is ready starts.
 
@@ -65,11 +65,21 @@ async def create_job(
     if dry_run:
         return await run_in_threadpool(_plan, caller.owner, spec)
 
+    if not once.has_key:
+        state = request.app.state
+        made = await state.submissions.create(caller.owner, spec, request.state.request_id)
+        if made is not None:
+            return Response(made.body, 202, {"Location": _path_of(made.id)}, media_type="application/json")
+
     def make(tx: Transaction) -> Made:
         job = creation.create_job(tx, caller.owner, spec)
-        return Made(job, 202, f"/v1/jobs/{job.id}")
+        return Made(job, 202, _path_of(job.id))
 
     return await once.answer(caller.owner, make)
+
+
+def _path_of(job_id: str) -> str:
+    return f"/v1/jobs/{job_id}"
 
 
 def _plan(owner: str, spec: CreateJob) -> Response:

@@ -26,21 +26,22 @@ _RUNS = (
 )
 
 
-def job_view(
-    session: Session,
-    job: Job,
-    stages: list[StageRow] | None = None,
-    runs: Mapping[str, Run] | None = None,
-    places: Mapping[str, int] | None = None,
-) -> JobView:
-    """One job. stages, runs, places: its rows, those of their runs, these runs' places, where at hand."""
-    by_job = {job.id: stages} if stages is not None else _stages_of([job], session)
-    return _views(session, [job], by_job, runs, places)[0]
+def job_view(session: Session, job: Job, places: Mapping[str, int] | None = None) -> JobView:
+    """One job. places: in the queue, of its runs, where they are at hand."""
+    return _views(session, [job], _stages_of([job], session), None, places)[0]
 
 
 def job_views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
     """Several jobs, in the given order."""
     return _views(session, jobs, _stages_of(jobs, session))
+
+
+def new_job_views(
+    session: Session, new: Sequence[tuple[Job, list[StageRow]]], runs: Mapping[str, Run]
+) -> list[JobView]:
+    """Jobs that this transaction has made, from their rows. runs: of their stages."""
+    by_job = {job.id: stages for job, stages in new}
+    return _views(session, [job for job, _ in new], by_job, runs)
 
 
 def _stages_of(jobs: Sequence[Job], session: Session) -> dict[str, list[StageRow]]:

@@ -16,7 +16,7 @@ from tests.app.conftest import CreateJob
 from tests.app.jobs.factories import OWNER, work_until
 from tests.app.statements import counted
 
-COLD, CACHED = 7, 8
+COLD, CACHED = 6, 7
 """Beside BEGIN and COMMIT, whatever the number of stages."""
 
 

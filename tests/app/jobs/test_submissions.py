@@ -1,0 +1,187 @@
+"""Submissions that wait at the same moment: made in one transaction, each as if it were alone."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from app.jobs import submissions
+from core.database import open_session
+from core.tables import Event, Job, Run, StageRow
+from tests.app.jobs.factories import work_until
+from tests.app.statements import counted
+
+Spec = dict[str, Any]
+TOGETHER = 12
+
+
+def submit_all(client: TestClient, specs: list[Spec]) -> list[httpx.Response]:
+    """All at once, on one event loop."""
+
+    async def submit() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(client.app)
+        headers = {"Authorization": client.headers["Authorization"]}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as http:
+            await http.get("/v1/jobs")  # reads the key, which would let one go ahead of the others
+            asked = (
+                http.post("/v1/jobs", json=spec, headers={"x-request-id": f"req_{number}"})
+                for number, spec in enumerate(specs)
+            )
+            return await asyncio.gather(*asked)
+
+    return asyncio.run(submit())
+
+
+def seeds(spec: Spec, count: int = TOGETHER) -> list[Spec]:
+    return [spec | {"seed": 1000 + number} for number in range(count)]
+
+
+def count(table: type[Any]) -> int:
+    with open_session() as session:
+        return session.scalar(select(func.count()).select_from(table)) or 0
+
+
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many jobs each transaction was asked for."""
+    sizes: list[int] = []
+    together = submissions._create_together
+
+    def noted(taken: list[submissions.Submission]) -> list[submissions.Outcome]:
+        sizes.append(len(taken))
+        return together(taken)
+
+    monkeypatch.setattr(submissions, "_create_together", noted)
+    return sizes
+
+
+def test_those_that_wait_share_a_transaction(client: TestClient, spec: Spec, transactions: list[int]) -> None:
+    with counted() as sent:
+        answers = submit_all(client, seeds(spec))
+    assert [answer.status_code for answer in answers] == [202] * TOGETHER
+    assert sum(transactions) == TOGETHER
+    assert max(transactions) >= TOGETHER // 2
+    inserts = [statement for statement in sent if "INSERT INTO jobs" in statement]
+    assert len(inserts) == len(transactions)
+
+
+def test_each_is_answered_as_it_will_be_read(client: TestClient, spec: Spec) -> None:
+    for answer in submit_all(client, seeds(spec)):
+        told = answer.json()
+        read = client.get(answer.headers["location"]).json()
+        assert read | {"queue_position": None} == told | {"queue_position": None}
+        assert told["stages"][0]["status"] == "queued"
+    with open_session() as session:
+        ids = set(session.scalars(select(Job.id)))
+        assert len(ids) == TOGETHER
+        assert {run.job_id for run in session.scalars(select(Run).where(Run.kind == "hold_out"))} == ids
+        assert set(session.scalars(select(Event.job_id))) == ids
+        assert set(session.scalars(select(StageRow.job_id))) == ids
+
+
+def test_jobs_and_runs_carry_the_request_that_asked_for_them(client: TestClient, spec: Spec) -> None:
+    specs = seeds(spec)
+    submit_all(client, specs)
+    asked = {each["seed"]: f"req_{number}" for number, each in enumerate(specs)}
+    with open_session() as session:
+        assert {job.seed: job.request_id for job in session.scalars(select(Job))} == asked
+        runs = select(Run).where(Run.kind == "hold_out")
+        assert {run.seed: run.request_id for run in session.scalars(runs)} == asked
+
+
+def test_one_that_is_refused_refuses_no_other(client: TestClient, spec: Spec) -> None:
+    specs = seeds(spec)
+    specs[3] = specs[3] | {"dataset": "ds_00000000000000000000000000"}
+    specs[7] = specs[7] | {"model": "no-such-model"}
+    answers = submit_all(client, specs)
+    refused = {number for number, answer in enumerate(answers) if answer.status_code == 422}
+    assert refused == {3, 7}
+    assert answers[3].json()["errors"][0]["loc"] == ["body", "dataset"]
+    assert answers[7].json()["errors"][0]["loc"] == ["body", "model"]
+    assert count(Job) == TOGETHER - 2
+    assert count(Event) == TOGETHER - 2
+
+
+def test_the_same_spec_twice_makes_two_jobs_of_one_run(client: TestClient, spec: Spec) -> None:
+    answers = submit_all(client, [spec] * TOGETHER)
+    assert [answer.status_code for answer in answers] == [202] * TOGETHER
+    assert len({answer.json()["id"] for answer in answers}) == TOGETHER
+    assert count(Run) == 1
+    work_until()
+    with open_session() as session:
+        assert set(session.scalars(select(Job.status))) == {"succeeded"}
+
+
+def test_what_is_done_already_is_not_done_again(client: TestClient, spec: Spec) -> None:
+    """Another process has made the job: nothing here remembers it."""
+    client.post("/v1/jobs", json=seeds(spec)[0])
+    work_until()
+    runs = count(Run)
+    client.app.state.submissions = submissions.Submissions()  # type: ignore[attr-defined]
+    answers = submit_all(client, seeds(spec, 3))
+    assert [answer.json()["status"] for answer in answers] == ["succeeded", "queued", "queued"]
+    assert count(Run) == runs + 2
+
+
+def test_a_run_that_comes_in_between_is_waited_for(
+    client: TestClient, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queued after the look, by another process: whoever wants the same joins it, and the others go on."""
+    look_for = submissions.look_for
+    other = client.post("/v1/jobs", json=seeds(spec)[0]).json()
+
+    def looked_before(*arguments: Any) -> Any:
+        found = look_for(*arguments)
+        return type(found)(found.moment, frozenset())
+
+    monkeypatch.setattr(submissions, "look_for", looked_before)
+    client.app.state.submissions = submissions.Submissions()  # type: ignore[attr-defined]
+    first, second = submit_all(client, seeds(spec, 2))
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.json()["stages"][0]["run_id"] == other["stages"][0]["run_id"]
+    assert count(Run) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (lambda: IntegrityError("INSERT", {}, Exception()), 202),
+        (lambda: RuntimeError("a defect"), 202),
+        (lambda: OperationalError("COMMIT", {}, Exception()), 503),
+    ],
+)
+def test_an_error_of_the_transaction_is_no_error_of_its_jobs(
+    client: TestClient,
+    spec: Spec,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Callable[[], Exception],
+    status: int,
+) -> None:
+    """Each is tried by itself; not where the database is away, for which each would wait anew."""
+
+    def fail(*_arguments: object) -> None:
+        raise error()
+
+    monkeypatch.setattr(submissions, "insert_jobs", fail)
+    answers = submit_all(client, seeds(spec))
+    assert {answer.status_code for answer in answers} == {status}
+    made = TOGETHER if status == 202 else 0
+    assert (count(Job), count(Run), count(Event)) == (made, made, made)
+
+
+def test_a_full_queue_refuses_what_is_beyond_it(
+    client: TestClient, spec: Spec, settings_env: pytest.MonkeyPatch
+) -> None:
+    from core.settings import settings
+
+    settings_env.setenv("MPO_MAX_OPEN_JOBS", "5")
+    settings.cache_clear()
+    answers = submit_all(client, seeds(spec))
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [202] * 5 + [429] * (TOGETHER - 5)
+    assert count(Job) == 5
