@@ -33,7 +33,7 @@ def cpu_seconds(roots: Mapping[str, int]) -> dict[str, float]:
 
 
 def loop_milliseconds() -> float:
-    """What a million turns of a plain Python loop take: machines that are rented differ by a factor of three."""
+    """What a million turns of a plain Python loop take: machines differ by a factor of three."""
     spent = []
     for _ in range(3):
         started, total = time.process_time(), 0
