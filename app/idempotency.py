@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.problems import responses
 from core.database import Transaction, open_transaction
-from core.idempotency import KeptAnswer, KeyPlace, TwinInProgress, keep_answer, take_key
+from core.idempotency import KeptAnswer, Keyed, KeyPlace, TwinInProgress, keep_answer, take_key
 
 PATIENCE_SECONDS = 2.0
 REPLAYED = "Idempotent-Replayed"
@@ -51,26 +51,30 @@ class Made:
     kept: BaseModel | None = None
 
 
+Together = Callable[[Keyed | None], Awaitable[Response | None]]
+
+
 class Once:
     """One request that makes something, at most once for its key."""
 
     def __init__(self, request: Request, key: Key = None) -> None:
         self._request, self._key = request, key
 
-    @property
-    def has_key(self) -> bool:
-        """Whether it may have been answered before."""
-        return self._key is not None
-
     async def answer(
-        self, owner: str, make: Callable[[Transaction], Made], fingerprint: bytes | None = None
+        self,
+        owner: str,
+        make: Callable[[Transaction], Made],
+        fingerprint: bytes | None = None,
+        together: Together | None = None,
     ) -> Response:
         """Make it and answer, or answer as before. fingerprint: the body's, where it is no JSON text.
 
-        Raises KeyReused, TwinInProgress, and what `make` raises.
+        together: is asked first, and makes it by what it shares with other requests, its key's row too; where
+        it answers None, it is made by itself. Raises KeyReused, TwinInProgress, and what `make` raises.
         """
         if self._key is None:
-            return await run_in_threadpool(_make, make)
+            made = await together(None) if together is not None else None
+            return made if made is not None else await run_in_threadpool(_make, make)
         body = b"" if fingerprint is not None else await self._request.body()
         place = KeyPlace(owner, self._request.url.path, self._key)
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -82,9 +86,11 @@ class Once:
         except TimeoutError:
             raise TwinInProgress() from None
         try:
-            return await run_in_threadpool(
-                lambda: _make_once(make, place, fingerprint or fingerprint_of(body), deadline)
-            )
+            keyed = Keyed(place, fingerprint or fingerprint_of(body))
+            made = await together(keyed) if together is not None else None
+            if made is not None:
+                return made
+            return await run_in_threadpool(_make_once, make, keyed, deadline)
         finally:
             turn.release()
 
@@ -120,18 +126,16 @@ def _make(make: Callable[[Transaction], Made]) -> Response:
     return Response(body, made.status, _headers(made), media_type="application/json")
 
 
-def _make_once(
-    make: Callable[[Transaction], Made], place: KeyPlace, fingerprint: bytes, deadline: float
-) -> Response:
+def _make_once(make: Callable[[Transaction], Made], keyed: Keyed, deadline: float) -> Response:
     with open_transaction() as tx:
-        kept = take_key(tx, place, fingerprint, deadline - time.monotonic())
+        kept = take_key(tx, keyed.place, keyed.fingerprint, deadline - time.monotonic())
         if kept is not None:
             headers = {**kept.headers, REPLAYED: "true"}
             return Response(kept.body, kept.status, headers, media_type="application/json")
         made = make(tx)
         body = made.view.model_dump_json()
         shown_again = body if made.kept is None else made.kept.model_dump_json()
-        keep_answer(tx, place, KeptAnswer(made.status, _headers(made), shown_again))
+        keep_answer(tx, keyed.place, KeptAnswer(made.status, _headers(made), shown_again))
     return Response(body, made.status, _headers(made), media_type="application/json")
 
 

@@ -4,7 +4,8 @@ Whoever inserts a key's row does the work. A twin's INSERT waits for that transa
 finds the answer, after a rollback it is the one that does the work. So a crash leaves neither key nor work.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,6 +20,7 @@ from core.tables import IdempotencyKey
 
 KEPT = timedelta(hours=24)
 PURGED_AT_ONCE = 10_000
+TWIN_MILLISECONDS = 200
 
 
 class TwinInProgress(Conflict):
@@ -43,6 +45,14 @@ class KeyPlace:
 
 
 @dataclass(frozen=True)
+class Keyed:
+    """A request that came with a key. fingerprint: what tells it from another one."""
+
+    place: KeyPlace
+    fingerprint: bytes
+
+
+@dataclass(frozen=True)
 class KeptAnswer:
     """An answer as it was sent."""
 
@@ -57,6 +67,29 @@ _TAKE = text(
     "SELECT :owner, :path, :key, :fingerprint WHERE set_config('lock_timeout', :patience, true) <> '' "
     "ON CONFLICT DO NOTHING RETURNING set_config('lock_timeout', :lock_timeout, true)"
 )
+# As above; the bound is lifted by an aggregate, which comes after the last row and not after the first.
+# Whoever waits here keeps all waiting that share its transaction: a twin is left to itself soon.
+_TAKE_ALL = text("""
+WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', :patience, true) AS was_set),
+taken AS (
+    INSERT INTO idempotency_keys (owner, path, key, fingerprint)
+    SELECT :of_owner, :of_path, key, decode(fingerprint, 'hex')
+    FROM patience, jsonb_to_recordset(CAST(:rows AS jsonb)) AS asked (key text, fingerprint text)
+    WHERE was_set <> ''
+    ORDER BY key
+    ON CONFLICT DO NOTHING RETURNING key
+)
+SELECT array_agg(key) AS keys, set_config('lock_timeout', :lock_timeout, true) FROM taken
+""")
+_KEEP_ALL = text("""
+UPDATE idempotency_keys SET status = answer.status, headers = answer.headers, body = answer.body
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS answer (key text, status int, headers jsonb, body text)
+WHERE idempotency_keys.owner = :of_owner AND idempotency_keys.path = :of_path
+    AND idempotency_keys.key = answer.key
+""")
+_FREE = text("""
+DELETE FROM idempotency_keys WHERE owner = :of_owner AND path = :of_path AND key = ANY(:keys)
+""")
 _KEEP = (
     update(IdempotencyKey)
     .where(
@@ -101,6 +134,29 @@ def keep_answer(tx: Transaction, place: KeyPlace, answer: KeptAnswer) -> None:
     parameters = {"of_owner": place.owner, "of_path": place.path, "of_key": place.key}
     values = {"status": answer.status, "headers": dict(answer.headers), "body": answer.body}
     tx.session.connection().execute(_KEEP.values(values), parameters)
+
+
+def take_keys(tx: Transaction, owner: str, path: str, asked: Sequence[Keyed]) -> set[str]:
+    """Take several keys; returns those of them that had led to nothing before, and are this transaction's.
+
+    Raises OperationalError where a twin of one is under way.
+    """
+    rows = [{"key": each.place.key, "fingerprint": each.fingerprint.hex()} for each in asked]
+    values = {"of_owner": owner, "of_path": path, "rows": json.dumps(rows)}
+    values |= {"patience": str(TWIN_MILLISECONDS), "lock_timeout": str(LOCK_TIMEOUT_MILLISECONDS)}
+    return set(tx.session.connection().execute(_TAKE_ALL, values).scalar_one() or ())
+
+
+def keep_answers(
+    tx: Transaction, owner: str, path: str, taken: set[str], answers: Mapping[str, KeptAnswer]
+) -> None:
+    """Write answers by key; keys that were taken and are not answered are free again."""
+    place = {"of_owner": owner, "of_path": path}
+    if answers:
+        rows = json.dumps([{"key": key, **vars(answer)} for key, answer in answers.items()])
+        tx.session.connection().execute(_KEEP_ALL, {**place, "rows": rows})
+    if unanswered := taken - answers.keys():
+        tx.session.connection().execute(_FREE, {**place, "keys": sorted(unanswered)})
 
 
 def purge_keys(tx: Transaction) -> int:

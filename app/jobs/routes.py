@@ -12,6 +12,7 @@ from app.idempotency import Made, OnceDep, creates
 from app.jobs import changes, creation, metrics, report, service
 from app.jobs.dry_run import plan_job
 from app.jobs.schemas import CreateJob, DryRunView, EventPage, JobView, MetricList, ResumeJob
+from app.jobs.submissions import Submissions
 from app.jobs.views import job_view
 from app.pagination import Page, PageDep
 from app.problems import responses
@@ -19,6 +20,7 @@ from app.streams import POLLED, PollDep, Subject
 from app.wire import Deleted
 from core.aftermath import apply_run
 from core.database import Transaction, open_transaction
+from core.idempotency import Keyed
 from core.states import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -65,21 +67,18 @@ async def create_job(
     if dry_run:
         return await run_in_threadpool(_plan, caller.owner, spec)
 
-    if not once.has_key:
-        state = request.app.state
-        made = await state.submissions.create(caller.owner, spec, request.state.request_id)
-        if made is not None:
-            return Response(made.body, 202, {"Location": _path_of(made.id)}, media_type="application/json")
-
     def make(tx: Transaction) -> Made:
         job = creation.create_job(tx, caller.owner, spec)
-        return Made(job, 202, _path_of(job.id))
+        return Made(job, 202, f"/v1/jobs/{job.id}")
 
-    return await once.answer(caller.owner, make)
+    async def together(keyed: Keyed | None) -> Response | None:
+        submissions: Submissions = request.app.state.submissions
+        made = await submissions.create(caller.owner, spec, request.state.request_id, keyed)
+        if made is None:
+            return None
+        return Response(made.body, made.status, made.headers, media_type="application/json")
 
-
-def _path_of(job_id: str) -> str:
-    return f"/v1/jobs/{job_id}"
+    return await once.answer(caller.owner, make, together=together)
 
 
 def _plan(owner: str, spec: CreateJob) -> Response:

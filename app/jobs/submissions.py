@@ -2,8 +2,9 @@
 
 A statement costs much the same for one job as for ten, and a transaction its round trips and its commit. So
 while one transaction is under way, what is submitted waits, and goes into the next one together; where nobody
-else submits, nothing waits. Only jobs of which nothing is done or under way yet are made so: what takes part
-in other jobs' work holds their rows, and many such jobs in one transaction would wait for each other.
+else submits, nothing waits. Those with an Idempotency-Key leave their answer behind in the same transaction.
+Only jobs of which nothing is done or under way yet are made so: what takes part in other jobs' work holds
+their rows, and many such jobs in one transaction would wait for each other.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from core import queue
 from core.advance import first_runs, start_job
 from core.database import AWAY, Transaction, open_transaction
 from core.errors import ServiceError
+from core.idempotency import KeptAnswer, Keyed, keep_answers, take_keys
 from core.known_work import KnownWork, Look, look_for
 from core.logs import bind
 from core.work_lookup import have_artifacts
@@ -33,15 +35,9 @@ MOST_TOGETHER = 32
 REMEMBERED = 10_000
 
 
-@dataclass(frozen=True)
-class Created:
-    """A job that was made: its id, and its view as JSON."""
-
-    id: str
-    body: str
-
-
-Outcome = Created | ServiceError | None
+PATH = "/v1/jobs"
+ACCEPTED = 202
+Outcome = KeptAnswer | ServiceError | None
 """None: the job has to be made by itself."""
 
 
@@ -52,6 +48,7 @@ class Submission:
     owner: str
     spec: CreateJob
     request_id: str | None
+    keyed: Keyed | None
     answer: "asyncio.Future[Outcome]"
     work: Hashable = field(init=False)
 
@@ -67,10 +64,12 @@ class Submissions:
         self._worker: asyncio.Task[None] | None = None
         self._known: OrderedDict[Hashable, None] = OrderedDict()
 
-    async def create(self, owner: str, spec: CreateJob, request_id: str | None) -> Created | None:
+    async def create(
+        self, owner: str, spec: CreateJob, request_id: str | None, keyed: Keyed | None = None
+    ) -> KeptAnswer | None:
         """Make a job together with others; None where it has to be made by itself. Raises what refuses it."""
         loop = asyncio.get_running_loop()
-        submission = Submission(owner, spec, request_id, loop.create_future())
+        submission = Submission(owner, spec, request_id, keyed, loop.create_future())
         if submission.work in self._known:
             return None
         self._remember(submission.work)
@@ -137,28 +136,43 @@ def _create_together(taken: Sequence[Submission]) -> list[Outcome]:
     """One transaction for all of one owner."""
     outcomes: dict[int, Outcome] = {}
     with open_transaction() as tx:
-        plans = _plans(tx, taken, outcomes)
-        owner = taken[0].owner
-        look = look_for(tx, owner, [key for plan in plans.values() for key in plan.keys.values()])
-        plans = _untouched(plans, look)
-        new: dict[int, NewJob] = {}
-        for place, plan in plans.items():
-            with bind(request_id=taken[place].request_id):
-                new[place] = new_job(tx, owner, taken[place].spec, plan, look.moment)
-        if new:
-            outcomes |= _start(tx, owner, new, plans)
-    return [outcomes.get(place) for place in range(len(taken))]
+        owner, asked = taken[0].owner, dict(enumerate(taken))
+        keys = {place: s.keyed for place, s in asked.items() if s.keyed is not None}
+        free = take_keys(tx, owner, PATH, list(keys.values())) if keys else set()
+        for place, keyed in keys.items():
+            if keyed.place.key not in free:
+                del asked[place]
+        made = _make(tx, owner, asked, outcomes)
+        answers = {keyed.place.key: made[place] for place, keyed in keys.items() if place in made}
+        keep_answers(tx, owner, PATH, free, answers)
+    return [made.get(place, outcomes.get(place)) for place in range(len(taken))]
 
 
-def _plans(tx: Transaction, taken: Sequence[Submission], outcomes: dict[int, Outcome]) -> dict[int, Plan]:
+def _make(
+    tx: Transaction, owner: str, asked: dict[int, Submission], outcomes: dict[int, Outcome]
+) -> dict[int, KeptAnswer]:
+    """The answers of those that are made, by place; `outcomes` is told which are refused."""
+    plans = _plans(tx, owner, asked, outcomes)
+    look = look_for(tx, owner, [key for plan in plans.values() for key in plan.keys.values()])
+    plans = _untouched(plans, look)
+    new: dict[int, NewJob] = {}
+    for place, plan in plans.items():
+        with bind(request_id=asked[place].request_id):
+            new[place] = new_job(tx, owner, asked[place].spec, plan, look.moment)
+    return _start(tx, owner, new, plans) if new else {}
+
+
+def _plans(
+    tx: Transaction, owner: str, asked: dict[int, Submission], outcomes: dict[int, Outcome]
+) -> dict[int, Plan]:
     """By place; those that read a trained model hold its job's row, and are left out."""
     plans: dict[int, Plan] = {}
     found: FoundLeaves = {}
-    for place, submission in enumerate(taken):
+    for place, submission in asked.items():
         try:
-            plan = plan_spec(tx, submission.owner, submission.spec, found)
+            plan = plan_spec(tx, owner, submission.spec, found)
             if not plan.leaves.artifacts:
-                rooms().enter(tx, submission.owner, uncounted=len(plans))
+                rooms().enter(tx, owner, uncounted=len(plans))
                 plans[place] = plan
         except ServiceError as error:
             outcomes[place] = error
@@ -177,7 +191,9 @@ def _untouched(plans: dict[int, Plan], look: Look) -> dict[int, Plan]:
     return untouched
 
 
-def _start(tx: Transaction, owner: str, new: dict[int, NewJob], plans: dict[int, Plan]) -> dict[int, Outcome]:
+def _start(
+    tx: Transaction, owner: str, new: dict[int, NewJob], plans: dict[int, Plan]
+) -> dict[int, KeptAnswer]:
     datasets = {place: dataset_states(plan) for place, plan in plans.items()}
     runs = {p: first_runs(tx, each.job, each.stages, datasets[p]) for p, each in new.items()}
     asked = [run for of_job in runs.values() for run in of_job]
@@ -192,4 +208,7 @@ def _start(tx: Transaction, owner: str, new: dict[int, NewJob], plans: dict[int,
         start_job(tx, each.job, each.stages, datasets[place], known)
     insert_jobs(tx, list(new.values()))
     views = new_job_views(tx.session, [(each.job, each.stages) for each in new.values()], known.runs)
-    return {place: Created(v.id, v.model_dump_json()) for place, v in zip(new, views, strict=True)}
+    return {
+        place: KeptAnswer(ACCEPTED, {"Location": f"{PATH}/{view.id}"}, view.model_dump_json())
+        for place, view in zip(new, views, strict=True)
+    }

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -11,17 +12,20 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from app.jobs import submissions
-from core.database import open_session
-from core.tables import Event, Job, Run, StageRow
-from tests.app.jobs.factories import work_until
+from core.database import open_session, open_transaction
+from core.tables import Event, IdempotencyKey, Job, Run, StageRow
+from tests.app.jobs.factories import OWNER, work_until
 from tests.app.statements import counted
 
 Spec = dict[str, Any]
 TOGETHER = 12
 
 
-def submit_all(client: TestClient, specs: list[Spec]) -> list[httpx.Response]:
-    """All at once, on one event loop."""
+def submit_all(client: TestClient, specs: list[Spec], keys: list[str] | None = None) -> list[httpx.Response]:
+    """All at once, on one event loop. keys: an Idempotency-Key for each."""
+
+    def keyed(number: int) -> dict[str, str]:
+        return {"Idempotency-Key": keys[number]} if keys else {}
 
     async def submit() -> list[httpx.Response]:
         transport = httpx.ASGITransport(client.app)
@@ -29,7 +33,7 @@ def submit_all(client: TestClient, specs: list[Spec]) -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as http:
             await http.get("/v1/jobs")  # reads the key, which would let one go ahead of the others
             asked = (
-                http.post("/v1/jobs", json=spec, headers={"x-request-id": f"req_{number}"})
+                http.post("/v1/jobs", json=spec, headers={"x-request-id": f"req_{number}"} | keyed(number))
                 for number, spec in enumerate(specs)
             )
             return await asyncio.gather(*asked)
@@ -172,6 +176,58 @@ def test_an_error_of_the_transaction_is_no_error_of_its_jobs(
     assert {answer.status_code for answer in answers} == {status}
     made = TOGETHER if status == 202 else 0
     assert (count(Job), count(Run), count(Event)) == (made, made, made)
+
+
+def test_keyed_ones_leave_their_answers_behind(
+    client: TestClient, spec: Spec, transactions: list[int]
+) -> None:
+    keys = [f"key {number}" for number in range(TOGETHER)]
+    first = submit_all(client, seeds(spec), keys)
+    assert max(transactions) >= TOGETHER // 2
+    again = submit_all(client, seeds(spec), keys)
+    assert [answer.content for answer in again] == [answer.content for answer in first]
+    assert {answer.headers["idempotent-replayed"] for answer in again} == {"true"}
+    assert [answer.headers["location"] for answer in again] == [a.headers["location"] for a in first]
+    assert count(Job) == TOGETHER
+
+
+def test_a_key_of_another_request_is_refused_and_the_others_are_made(client: TestClient, spec: Spec) -> None:
+    keys = [f"key {number}" for number in range(TOGETHER)]
+    kept = client.post("/v1/jobs", json=seeds(spec)[5], headers={"Idempotency-Key": keys[5]})
+    client.app.state.submissions = submissions.Submissions()  # type: ignore[attr-defined]
+    changed = [each | {"seed": each["seed"] + 50} if n == 5 else each for n, each in enumerate(seeds(spec))]
+    answers = submit_all(client, changed, keys)
+    refused = answers.pop(5)
+    assert (refused.status_code, refused.json()["code"]) == (422, "idempotency_key_reused")
+    assert {answer.status_code for answer in answers} == {202}
+    assert kept.json()["id"] not in {answer.json()["id"] for answer in answers}
+    assert count(Job) == TOGETHER
+
+
+def test_the_key_of_a_refused_request_is_free_again(client: TestClient, spec: Spec) -> None:
+    keys = [f"key {number}" for number in range(TOGETHER)]
+    specs = seeds(spec)
+    specs[3] = specs[3] | {"model": "no-such-model"}
+    assert submit_all(client, specs, keys)[3].status_code == 422
+    made = client.post("/v1/jobs", json=spec, headers={"Idempotency-Key": keys[3]})
+    assert (made.status_code, "idempotent-replayed" in made.headers) == (202, False)
+
+
+def test_a_twin_that_is_under_way_elsewhere_is_waited_for_by_nobody_else(
+    client: TestClient, spec: Spec
+) -> None:
+    with open_transaction() as tx:
+        tx.session.add(
+            IdempotencyKey(owner=OWNER, path="/v1/jobs", key="taken", fingerprint=b"another request")
+        )
+        tx.session.flush()
+        with ThreadPoolExecutor(1) as pool:
+            keys = ["taken", *(f"key {number}" for number in range(TOGETHER - 1))]
+            answering = pool.submit(submit_all, client, seeds(spec), keys)
+            assert answering.result(timeout=30)[0].status_code == 409
+        assert {answer.status_code for answer in answering.result()[1:]} == {202}
+        tx.session.rollback()
+    assert count(Job) == TOGETHER - 1
 
 
 def test_a_full_queue_refuses_what_is_beyond_it(
