@@ -83,7 +83,7 @@ def _move(
         _set_status(tx, job, stages)
 
 
-def _apply_run(tx: Transaction, job: Job, stage: StageRow) -> None:
+def _apply_run(tx: Transaction, job: Job, stage: StageRow, known: KnownWork | None = None) -> None:
     """Carry the state of a stage's run over to the stage."""
     if stage.run_id is None or stage.status in ENDED_STAGE or stage.status == StageState.PAUSED:
         return
@@ -95,9 +95,9 @@ def _apply_run(tx: Transaction, job: Job, stage: StageRow) -> None:
         stage.status, stage.run_id = StageState.WAITING, None
         return
     if run.state == RunState.SUCCEEDED:
-        artifacts = hold_artifacts(tx, job, stage)
+        artifacts = hold_artifacts(tx, job, stage, known)
         if artifacts:
-            _succeed(tx, job, stage, artifacts, cached=False)
+            _succeed(tx, job, stage, artifacts, known, cached=False)
         else:
             # Deleted between its publication and now: the work is looked for anew.
             stage.status, stage.run_id = StageState.WAITING, None
@@ -181,7 +181,7 @@ def _find_work(
         else:
             stage.run_id, stage.status = run_id, StageState.QUEUED
             if run_id != new_ids[stage.name]:
-                _apply_run(tx, job, stage)
+                _apply_run(tx, job, stage, known)
             if known is not None:
                 known.keep_run(tx, job, stage, new=run_id == new_ids[stage.name])
     return moved

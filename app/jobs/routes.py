@@ -12,7 +12,7 @@ from app.idempotency import Made, OnceDep, creates
 from app.jobs import changes, creation, metrics, report, service
 from app.jobs.dry_run import plan_job
 from app.jobs.schemas import CreateJob, DryRunView, EventPage, JobView, MetricList, ResumeJob
-from app.jobs.submissions import Submissions
+from app.jobs.submissions import Submission, Submissions
 from app.jobs.views import job_view
 from app.pagination import Page, PageDep
 from app.problems import responses
@@ -73,7 +73,7 @@ async def create_job(
 
     async def together(keyed: Keyed | None) -> Response | None:
         submissions: Submissions = request.app.state.submissions
-        made = await submissions.create(caller.owner, spec, request.state.request_id, keyed)
+        made = await submissions.create(Submission(caller.owner, spec, request.state.request_id, keyed))
         if made is None:
             return None
         return Response(made.body, made.status, made.headers, media_type="application/json")

@@ -9,9 +9,9 @@ their rows, and many such jobs in one transaction would wait for each other.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
@@ -41,48 +41,51 @@ Outcome = KeptAnswer | ServiceError | None
 """None: the job has to be made by itself."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Submission:
-    """What somebody waits for. work: the same for two that ask for the same work."""
+    """A job that is asked for, and by which request."""
 
     owner: str
     spec: CreateJob
-    request_id: str | None
-    keyed: Keyed | None
-    answer: "asyncio.Future[Outcome]"
-    work: Hashable = field(init=False)
+    request_id: str | None = None
+    keyed: Keyed | None = None
 
-    def __post_init__(self) -> None:
-        self.work = self.owner, asked_by(self.spec), self.spec.seed
+    def work(self) -> int:
+        """The same for two that ask for the same work."""
+        return hash((self.owner, asked_by(self.spec), self.spec.seed))
+
+
+@dataclass(eq=False)
+class _Waiting:
+    submission: Submission
+    answer: "asyncio.Future[Outcome]"
 
 
 class Submissions:
     """One event loop's."""
 
     def __init__(self) -> None:
-        self._waiting: list[Submission] = []
+        self._waiting: list[_Waiting] = []
         self._worker: asyncio.Task[None] | None = None
-        self._known: OrderedDict[Hashable, None] = OrderedDict()
+        self._known: OrderedDict[int, None] = OrderedDict()
 
-    async def create(
-        self, owner: str, spec: CreateJob, request_id: str | None, keyed: Keyed | None = None
-    ) -> KeptAnswer | None:
+    async def create(self, submission: Submission) -> KeptAnswer | None:
         """Make a job together with others; None where it has to be made by itself. Raises what refuses it."""
         loop = asyncio.get_running_loop()
-        submission = Submission(owner, spec, request_id, keyed, loop.create_future())
-        if submission.work in self._known:
+        if (work := submission.work()) in self._known:
             return None
-        self._remember(submission.work)
-        self._waiting.append(submission)
+        self._remember(work)
+        waiting = _Waiting(submission, loop.create_future())
+        self._waiting.append(waiting)
         if self._worker is None:
             # In a context of its own: it works for many requests, and none of their ids is on its lines.
             self._worker = loop.create_task(self._work(), context=Context())
-        outcome = await submission.answer
+        outcome = await waiting.answer
         if isinstance(outcome, ServiceError):
             raise outcome
         return outcome
 
-    def _remember(self, work: Hashable) -> None:
+    def _remember(self, work: int) -> None:
         """What is asked for once more is under way, or done: there is no use in looking whether it is."""
         self._known[work] = None
         while len(self._known) > REMEMBERED:
@@ -91,16 +94,16 @@ class Submissions:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                owner = self._waiting[0].owner
-                taken = [s for s in self._waiting if s.owner == owner][:MOST_TOGETHER]
-                self._waiting = [s for s in self._waiting if s not in taken]
+                owner = self._waiting[0].submission.owner
+                taken = [each for each in self._waiting if each.submission.owner == owner][:MOST_TOGETHER]
+                self._waiting = [each for each in self._waiting if each not in taken]
                 await self._answer(taken)
         finally:
             self._worker = None
 
-    async def _answer(self, taken: Sequence[Submission]) -> None:
+    async def _answer(self, taken: Sequence[_Waiting]) -> None:
         try:
-            outcomes = await run_in_threadpool(_create_together, taken)
+            outcomes = await run_in_threadpool(create_together, [each.submission for each in taken])
         except Exception as error:  # a border: each is tried by itself, and tells what is wrong
             if _has_not_answered(error):
                 # Each by itself would wait for the database once more; and what was sent may be done.
@@ -111,16 +114,16 @@ class Submissions:
             _settle(taken, outcomes)
 
 
-def _settle(taken: Sequence[Submission], outcomes: Sequence[Outcome]) -> None:
-    for submission, outcome in zip(taken, outcomes, strict=True):
-        if not submission.answer.done():  # whoever asked may be gone
-            submission.answer.set_result(outcome)
+def _settle(taken: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> None:
+    for waiting, outcome in zip(taken, outcomes, strict=True):
+        if not waiting.answer.done():  # whoever asked may be gone
+            waiting.answer.set_result(outcome)
 
 
-def _fail(taken: Sequence[Submission], error: Exception) -> None:
-    for submission in taken:
-        if not submission.answer.done():
-            submission.answer.set_exception(error)
+def _fail(taken: Sequence[_Waiting], error: Exception) -> None:
+    for waiting in taken:
+        if not waiting.answer.done():
+            waiting.answer.set_exception(error)
 
 
 def _has_not_answered(error: Exception) -> bool:
@@ -128,12 +131,12 @@ def _has_not_answered(error: Exception) -> bool:
     return isinstance(error, AWAY) and getattr(error.__cause__, "sqlstate", None) is None
 
 
-class _NotTogether(Exception):
+class NotTogether(Exception):
     """Something came between: each is made by itself."""
 
 
-def _create_together(taken: Sequence[Submission]) -> list[Outcome]:
-    """One transaction for all of one owner."""
+def create_together(taken: Sequence[Submission]) -> list[Outcome]:
+    """Make jobs of one owner in one transaction; raises NotTogether where each has to be made by itself."""
     outcomes: dict[int, Outcome] = {}
     with open_transaction() as tx:
         owner, asked = taken[0].owner, dict(enumerate(taken))
@@ -201,7 +204,7 @@ def _start(
         queued = queue.enqueue_all(tx, asked)
         # What has come since the look: the key's run is under way, or it has been published already.
         if len(queued) < len(asked) or have_artifacts(tx, owner, [run.key or "" for run in asked]):
-            raise _NotTogether
+            raise NotTogether
     known = KnownWork(queued={run.key or "": run.id or "" for run in asked})
     for place, each in new.items():
         known.untouched |= {stage.key for stage in each.stages}

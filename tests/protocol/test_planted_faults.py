@@ -102,7 +102,7 @@ FAULTS = [
     Fault(
         "no second look after the INSERT",
         work_lookup.find_run,
-        "if _has_artifacts(tx, job.owner, stage.key):",
+        "if have_artifacts(tx, job.owner, [stage.key]):",
         "if False:",
         a_job_that_joins,
         "done again",

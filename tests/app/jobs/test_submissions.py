@@ -50,17 +50,29 @@ def count(table: type[Any]) -> int:
         return session.scalar(select(func.count()).select_from(table)) or 0
 
 
+def see_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all that there is had come between the look and the INSERT, by another process."""
+    look_for = submissions.look_for
+
+    def looked_before(*arguments: Any) -> Any:
+        found = look_for(*arguments)
+        return type(found)(found.moment, frozenset())
+
+    monkeypatch.setattr(submissions, "look_for", looked_before)
+    client.app.state.submissions = submissions.Submissions()  # type: ignore[attr-defined]
+
+
 @pytest.fixture
 def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many jobs each transaction was asked for."""
     sizes: list[int] = []
-    together = submissions._create_together
+    together = submissions.create_together
 
     def noted(taken: list[submissions.Submission]) -> list[submissions.Outcome]:
         sizes.append(len(taken))
         return together(taken)
 
-    monkeypatch.setattr(submissions, "_create_together", noted)
+    monkeypatch.setattr(submissions, "create_together", noted)
     return sizes
 
 
@@ -136,19 +148,22 @@ def test_a_run_that_comes_in_between_is_waited_for(
     client: TestClient, spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Queued after the look, by another process: whoever wants the same joins it, and the others go on."""
-    look_for = submissions.look_for
     other = client.post("/v1/jobs", json=seeds(spec)[0]).json()
-
-    def looked_before(*arguments: Any) -> Any:
-        found = look_for(*arguments)
-        return type(found)(found.moment, frozenset())
-
-    monkeypatch.setattr(submissions, "look_for", looked_before)
-    client.app.state.submissions = submissions.Submissions()  # type: ignore[attr-defined]
+    see_nothing(client, monkeypatch)
     first, second = submit_all(client, seeds(spec, 2))
     assert (first.status_code, second.status_code) == (202, 202)
     assert first.json()["stages"][0]["run_id"] == other["stages"][0]["run_id"]
     assert count(Run) == 2
+
+
+def test_work_that_is_published_in_between_is_not_done_again(
+    client: TestClient, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.post("/v1/jobs", json=seeds(spec)[0])
+    work_until()
+    see_nothing(client, monkeypatch)
+    answers = submit_all(client, seeds(spec, 2))
+    assert [answer.json()["status"] for answer in answers] == ["succeeded", "queued"]
 
 
 @pytest.mark.parametrize(
