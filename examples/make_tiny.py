@@ -1,6 +1,7 @@
 """Makes the example data anew: the base model `tiny`, preference pairs and held-out prompts.
 
 python -m examples.make_tiny --out examples --seed 0     writes them
+python -m examples.make_tiny --data                      writes pairs and prompts, by the model that is there
 python -m examples.make_tiny --check                     compares a fresh build with what is shipped
 """
 
@@ -32,7 +33,7 @@ from examples.training import (
 
 HERE = Path(__file__).parent
 TOKENIZER_TEXTS = 8000
-PAIRS, PROMPTS = 600, 24
+PAIRS, PROMPTS = 800, 160
 THREADS = 2
 FILES = (
     "tiny/config.json",
@@ -57,6 +58,12 @@ def make_all(out: Path, seed: int) -> None:
     tokenizer = make_tokenizer(seed)
     model = make_model(tokenizer, seed)
     save_model(out / "tiny", model, tokenizer)
+    write_data(out, model, tokenizer, seed)
+    print(f"bytes in all               {sum((out / name).stat().st_size for name in FILES):,}")
+
+
+def write_data(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    """Samples pairs from the model, labels them, writes them and the held-out prompts."""
     labelled = sample_pairs(model, tokenizer, seed=seed + 2, count=PAIRS)
     write_pairs(out / "pairs.jsonl.gz", labelled.pairs)
     prompts = held_out_prompts(seed=seed + 3, count=PROMPTS)
@@ -65,7 +72,6 @@ def make_all(out: Path, seed: int) -> None:
     print(f"pairs                      {len(labelled.pairs)}")
     print(f"labels against gold reward {labelled.noisy_share:.3f}")
     print(f"mean gold reward of tiny   {labelled.mean_gold_reward:.3f}")
-    print(f"bytes in all               {sum((out / name).stat().st_size for name in FILES):,}")
 
 
 def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -130,9 +136,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to, or to check")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check", action="store_true", help="build aside and compare; 1 if a file differs")
+    parser.add_argument("--data", action="store_true", help="pairs and prompts alone, by the model in --out")
     arguments = parser.parse_args()
     if arguments.check:
         return check(arguments.out, arguments.seed)
+    if arguments.data:
+        logging.disable_progress_bar()
+        torch.set_num_threads(THREADS)
+        folder = arguments.out / "tiny"
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        write_data(arguments.out, LlamaForCausalLM.from_pretrained(folder), tokenizer, arguments.seed)
+        return 0
     make_all(arguments.out, arguments.seed)
     return 0
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 import examples
 from examples.grammar import ASSISTANT, HUMAN, gold_reward, is_held_out
-from examples.make_tiny import FILES, differing_files, shuffle_words
+from examples.make_tiny import FILES, PAIRS, PROMPTS, differing_files, shuffle_words
 from examples.training import held_out_dialogues, response_nll
 
 EXAMPLES = Path(examples.__file__).parent
@@ -124,9 +124,9 @@ def test_greedy_responses_end_by_themselves(
     assert (responses == tokenizer.eos_token_id).any(dim=1).float().mean() >= 0.9
 
 
-def test_pairs_are_well_formed_and_noisy_by_about_a_sixth(pairs: list[dict[str, str]]) -> None:
-    assert len(pairs) == 600
-    assert len({pair["id"] for pair in pairs}) == len({pair["prompt"] for pair in pairs}) == 600
+def test_pairs_are_well_formed_and_noisy_by_about_a_tenth(pairs: list[dict[str, str]]) -> None:
+    assert len(pairs) == PAIRS
+    assert len({pair["id"] for pair in pairs}) == len({pair["prompt"] for pair in pairs}) == PAIRS
     noisy = 0
     for pair in pairs:
         assert set(pair) == {"id", "prompt", "chosen", "rejected", "source"}
@@ -138,11 +138,11 @@ def test_pairs_are_well_formed_and_noisy_by_about_a_sixth(pairs: list[dict[str, 
             assert len(response) > 1
         chosen, rejected = (gold_reward(pair["prompt"], pair[side]) for side in ("chosen", "rejected"))
         noisy += chosen < rejected
-    assert 0.13 < noisy / len(pairs) < 0.22
+    assert 0.07 < noisy / len(pairs) < 0.15
 
 
 def test_shipped_prompts_are_held_out(prompts: list[dict[str, str]], pairs: list[dict[str, str]]) -> None:
-    assert len({prompt["prompt"] for prompt in prompts}) == len(prompts) == 24
+    assert len({prompt["prompt"] for prompt in prompts}) == len(prompts) == PROMPTS
     assert all(is_held_out(prompt["prompt"]) for prompt in prompts)
     assert not any(is_held_out(pair["prompt"]) for pair in pairs)
 
