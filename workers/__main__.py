@@ -9,7 +9,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from core import logs, tallies
 from core.ids import new_id
 from core.settings import withhold_credentials
-from workers.priority import WORKER_NICENESS, yield_to_answers
 from workers.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -23,7 +22,6 @@ def main() -> int:
     arguments = parser.parse_args()
     stop = StopSignal()
     logs.configure(f"worker-{arguments.slot}")
-    yield_to_answers(WORKER_NICENESS)
     # Before the fork server starts, whose children must not be able to reach the database.
     withhold_credentials()
     _work(arguments.slot, arguments.concurrency, stop)

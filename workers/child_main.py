@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,10 +28,10 @@ from mpo.errors import StageInterrupted
 from mpo.reporter import StageInput, StageTask
 from workers.child_protocol import Checkpointed, ChildTask, Done, Failed, Progress, Rows, Stopped, Warned
 from workers.failures import failed
-from workers.priority import CHILD_NICENESS, yield_to_answers
 
 NAMED_LIBRARIES = ("torch", "transformers", "trl", "numpy", "pyarrow")
 STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
+NICENESS = 5
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class PipeReporter:
 def main(task: ChildTask, pipe: Connection, life: Connection) -> None:
     """Entry of the child process."""
     os.setsid()
-    yield_to_answers(CHILD_NICENESS)
+    _yield_to_answers()
     threading.Thread(target=_die_with_worker, args=(life,), daemon=True).start()
     reporter = PipeReporter(pipe, float(task.config.get("checkpoint_seconds", 300.0)))
     _log_to(task.log)
@@ -87,6 +88,17 @@ def main(task: ChildTask, pipe: Connection, life: Connection) -> None:
         outcome = _outcome(task, reporter)
         logger.info("ends: %s", outcome.code if isinstance(outcome, Failed) else type(outcome).__name__)
     pipe.send(outcome)
+
+
+def _yield_to_answers() -> None:
+    """Take what API, database and workers leave of the processor: runs take minutes, answers milliseconds.
+
+    Where nobody else wants it, nothing changes.
+    """
+    os.nice(NICENESS)
+    # Linux weighs sessions, and within them processes, where it groups by session: this child has its own.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def _outcome(task: ChildTask, reporter: PipeReporter) -> Done | Stopped | Failed:
