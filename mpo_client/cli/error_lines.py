@@ -54,13 +54,11 @@ def _refused(error: errors.Refused) -> str:
         where = ".".join(str(part) for part in field.loc if part not in ("body", "query", "path"))
         if where and where not in line:
             line += f" ({where})"
-    missing = re.search(r"[Tt]here is no (?:base )?(dataset|job|model)", line)
+    missing = re.search(r"(?:[Tt]here is|names) no (?:base )?(dataset|job|model)", line)
     if missing:
         line += f"; `{_LISTS[missing[1]]}` names those that there are"
-    if isinstance(error, errors.ServerFailed):
-        seconds = error.retry_after_seconds
-        again = f"; try again in {seconds:.0f} s" if seconds else ""
-        line = f"the service failed: {line}{again}; it logged this as {error.request_id or 'unknown'}"
+    if isinstance(error, errors.ServerFailed) and not isinstance(error, errors.NotAvailable):
+        line = f"the service failed: {line}; its log tells of this as {error.request_id or 'unknown'}"
     return line
 
 

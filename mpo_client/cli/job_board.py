@@ -25,7 +25,7 @@ def board(job: Job) -> Group:
     head.append("" if done is None else f"  {done:.0%}")
     head.append(f"  {duration(left)} left" if left and not job.is_finished else "")
     head.append(f"  {job.name}" if job.name else "", "dim")
-    return Group(head, stage_table(job))
+    return Group(head, stage_table(job, expand=True))
 
 
 def overview(job: Job) -> Table:
@@ -52,9 +52,12 @@ def overview(job: Job) -> Table:
     )
 
 
-def stage_table(job: Job) -> Table:
-    """A line a stage: status, how far it is, the time left, its latest metrics."""
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), expand=True)
+def stage_table(job: Job, *, expand: bool = False) -> Table:
+    """A line a stage: status, how far it is, the time left, its latest metrics.
+
+    expand: to the edge of the screen.
+    """
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), expand=expand)
     made.add_column("stage", no_wrap=True, max_width=22, overflow="ellipsis")
     made.add_column("status", no_wrap=True, width=9)
     made.add_column("", width=_BAR_COLUMNS)

@@ -60,9 +60,12 @@ def _show_plan(screen: Screen, planned: DryRun) -> None:
         for s in planned.stages
     ]
     screen.show(table(head, rows, numbers=("tokens", "memory", "time")))
+    told: dict[str, list[str]] = {}
     for stage in planned.stages:
         for problem in stage.problems:
-            screen.note(f"{stage.name}: {problem}")
+            told.setdefault(problem, []).append(stage.name)
+    for problem, stages in told.items():
+        screen.note(f"{', '.join(stages)}: {problem}")
     known = [stage.seconds for stage in planned.stages if stage.seconds is not None]
     open_end = "at least " if len(known) < len(planned.stages) else ""
     screen.note(f"nothing was created; one stage after another takes {open_end}{duration(sum(known))}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.factories import validate
 from tests.mpo_client.conftest import Mpo
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,8 +66,6 @@ def test_a_file_that_is_not_there(at_service: Mpo) -> None:
 
 
 def test_a_file_of_no_pairs(at_service: Mpo, elsewhere: Path, client: Any, tmp_path: Path) -> None:
-    from tests.factories import validate
-
     (elsewhere / "bad.jsonl").write_text('{"prompt": 1}\n')
     made = at_service("datasets", "upload", "bad.jsonl", "--no-wait")
     validate(made.stdout.strip(), tmp_path)
@@ -88,7 +87,8 @@ def test_an_unknown_job(at_service: Mpo) -> None:
 
 def test_an_unknown_model(at_service: Mpo, spec_file: str) -> None:
     refused(at_service("models", "show", "none"), 1, "none", "mpo models list")
-    refused(at_service("jobs", "submit", spec_file, "--model", "none"), 1, "model")
+    refused(at_service("jobs", "submit", spec_file, "--model", "none"), 1, "mpo models list")
+    refused(at_service("jobs", "submit", spec_file, "--dataset", "ds_1"), 1, "mpo datasets list")
 
 
 def test_a_spec_that_is_neither_yaml_nor_json(at_service: Mpo, elsewhere: Path) -> None:
