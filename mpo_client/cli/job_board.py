@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 from rich.console import Group
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mpo_client.cli.charts import bar
 from mpo_client.cli.screen import STYLES, cell, duration, facts, moment
 from mpo_client.jobs import Failure, Job, Stage
 
@@ -68,7 +68,7 @@ def stage_table(job: Job, *, expand: bool = False) -> Table:
         made.add_row(
             cell(stage.name),
             cell(_status(stage)),
-            ProgressBar(total=1.0, completed=_fraction(stage), width=_BAR_COLUMNS),
+            _bar(stage),
             _steps(stage),
             _left(stage),
             _latest(stage),
@@ -101,6 +101,13 @@ def metrics_text(metrics: Mapping[str, JsonValue]) -> str:
 
 def _status(stage: Stage) -> str:
     return "cached" if stage.cached and stage.status == "succeeded" else stage.status
+
+
+def _bar(stage: Stage) -> Text:
+    # Of blocks, so that it is read without colours too; the dots are what is still to do.
+    done = bar(_fraction(stage), 1.0, _BAR_COLUMNS)
+    text = Text(done, STYLES.get(stage.status, ""))
+    return text.append("·" * (_BAR_COLUMNS - len(done)) if stage.status == "running" else "", "dim")
 
 
 def _fraction(stage: Stage) -> float:

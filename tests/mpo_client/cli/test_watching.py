@@ -68,7 +68,7 @@ def test_a_job_fits_80_columns() -> None:
     assert max(map(len, lines)) <= COLUMNS
     assert lines[0].startswith("job_01M8HK84TF6Q7GZJV6XQ7E6ZNJ running  42%  1 h 30 left")
     assert re.search(r"hold_out +cached", lines[2])
-    assert re.search(r"reward_model_fold_12 running +━+[╸╺━ ]* +1300/3400 +67 min accuracy 0", lines[3])
+    assert re.search(r"reward_model_fold_12 running   ████▌·{7} +1300/3400 +67 min accuracy 0", lines[3])
     assert re.search(r"ppo +failed .*\(2 min\) out_of_mem", lines[4])
     assert "evaluate" in lines[5]
 
