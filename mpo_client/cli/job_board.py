@@ -62,7 +62,7 @@ def stage_table(job: Job, *, expand: bool = False) -> Table:
     made.add_column("status", no_wrap=True, width=9)
     made.add_column("", width=_BAR_COLUMNS)
     made.add_column("step", no_wrap=True, justify="right")
-    made.add_column("left", no_wrap=True, justify="right", min_width=6)
+    made.add_column("left/took", no_wrap=True, justify="right", min_width=9)
     made.add_column("latest", no_wrap=True, overflow="ellipsis", ratio=1)
     for stage in job.stages:
         made.add_row(
