@@ -56,6 +56,8 @@ def failure(job: Job) -> str:
 
 
 def gaps(found: RewardGaps, picture: Path) -> None:
+    if found.accuracy is None or found.accuracy_ci95 is None:
+        return  # no pair was scored
     low, high = found.accuracy_ci95
     threshold = "" if found.threshold is None else f" at a gap of {found.threshold:.3f}"
     print(f"\nReward gaps of {found.pairs} pairs, each scored by a reward model that has not seen it:")
@@ -73,7 +75,8 @@ def stages(job: Job) -> None:
 def comparison(found: Comparison, shown: int) -> None:
     rates = [
         [_short(each.model_a), _short(each.model_b), f"{each.wins:g}/{each.losses:g}/{each.ties:g}",
-         f"{each.win_rate:.3f}", f"{each.ci95[0]:.3f} to {each.ci95[1]:.3f}", str(each.n)]
+         "" if each.win_rate is None else f"{each.win_rate:.3f}",
+         f"{each.ci95[0]:.3f} to {each.ci95[1]:.3f}", str(each.n)]
         for each in found.win_rates or []
     ]  # fmt: skip
     print()

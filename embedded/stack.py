@@ -33,11 +33,14 @@ def up(folder: Path, port: int, on_ready: Callable[[str], None]) -> None:
         with watched(state), supervisor.listening():
             try:
                 _start(supervisor, state, port)
-                on_ready(f"http://{HOST}:{port}")
+                url = f"http://{HOST}:{port}"
+                state.record_url(url)
+                on_ready(url)
                 supervisor.serve()
             except StopAsked:
                 pass  # how serving ends: by SIGTERM, Ctrl-C or `mpo down`
             finally:
+                state.record_url(None)
                 supervisor.stop()
                 state.remove_sockets()
 
@@ -76,6 +79,7 @@ def stop_leftovers(state: StateFolder) -> bool:
         unrecorded.send(signal.SIGINT)
         unrecorded.wait(20.0)
     state.record([])
+    state.record_url(None)
     state.remove_sockets()
     return bool(left or unrecorded)
 

@@ -81,6 +81,11 @@ class StateFolder:
         return self.root / "api-key"
 
     @property
+    def url_file(self) -> Path:
+        """Where the stack answers, for clients that are given the folder; there while it runs."""
+        return self.root / "url"
+
+    @property
     def _lock_file(self) -> Path:
         return self.root / "lock"
 
@@ -132,6 +137,13 @@ class StateFolder:
         if not self.api_key_file.exists():
             write_whole(self.api_key_file, f"mpo_sk_{secrets.token_urlsafe(32)}\n")
         return self.api_key_file.read_text().strip()
+
+    def record_url(self, url: str | None) -> None:
+        """Where the stack answers now; None: nowhere."""
+        if url is None:
+            self.url_file.unlink(missing_ok=True)
+        else:
+            write_whole(self.url_file, f"{url}\n")
 
     def record(self, processes: list[Recorded]) -> None:
         write_whole(self._processes_file, json.dumps([asdict(each) for each in processes], indent=1))

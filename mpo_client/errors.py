@@ -31,6 +31,27 @@ class Unreachable(ClientError):
         super().__init__(f"no answer from {url}: {why}")
 
 
+class NotUnderstood(ClientError):
+    """An answer came that this service does not give: something else listens there."""
+
+    def __init__(self, method: str, url: str) -> None:
+        super().__init__(f"the answer to {method} {url} is not this service's: is the URL right?")
+
+
+class Damaged(ClientError):
+    """A file came with another digest than was announced; it was not kept."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(f"{file} came damaged (its SHA-256 differs), and was not kept: try again")
+
+
+class Missing(ClientError):
+    """Something is asked for that needs a package which is not installed."""
+
+    def __init__(self, package: str, what: str) -> None:
+        super().__init__(f"{what} needs {package}, which is not installed: pip install {package}")
+
+
 class DeadlinePassed(ClientError):
     """`wait()` gave up; what was waited for goes on."""
 

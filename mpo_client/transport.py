@@ -1,48 +1,17 @@
-"""Sends calls over HTTP and raises what was refused. Nouns build calls; nobody else knows httpx."""
+"""Carries out plans over HTTP, and blocks meanwhile. Nouns build calls; nobody else knows httpx."""
 
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Generic, TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, JsonValue
 
-from mpo_client import retries
-from mpo_client.errors import Unreachable, refusal
+from mpo_client import messages, retries
+from mpo_client.calls import Answer, Ask, Call, Done, Flow, Item, Open, Plan, Sleep, Step
+from mpo_client.errors import ClientError, refusal
 
-T = TypeVar("T", bound=BaseModel)
-Query = Mapping[str, str | int | float | None]
-
-_CONNECT_SECONDS = 5.0
-# A held answer (`?wait=`) may be this much later than it was asked to be.
-_SLACK_SECONDS = 30.0
-_CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Call(Generic[T]):
-    """One request and the shape of its answer."""
-
-    method: str
-    path: str
-    answer: type[T]
-    query: Query = field(default_factory=dict)
-    body: Mapping[str, JsonValue] | None = None
-    content: Iterable[bytes] | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    held_seconds: float = 0.0
-    creates: bool = False
-    """Whether it makes something: then it has an Idempotency-Key, and may be sent again."""
-
-
-@dataclass(frozen=True)
-class Answer(Generic[T]):
-    """`value` is None where the caller's copy is still good (304)."""
-
-    value: T | None
-    etag: str | None
+R = TypeVar("R")
 
 
 class Transport:
@@ -59,76 +28,94 @@ class Transport:
     def close(self) -> None:
         self._http.close()
 
-    def send(self, call: Call[T]) -> T:
-        value = self.ask(call).value
-        assert value is not None, "only a call with If-None-Match is answered by nothing"
-        return value
+    def carry_out(self, plan: Plan[R]) -> R:
+        """The plan's result."""
+        outcome: object = None
+        with contextlib.closing(plan), _Hands(self) as hands:
+            while not isinstance(step := messages.step_after(plan, outcome), Done):
+                outcome = hands.take(step)
+        result: R = step.value
+        return result
 
-    def ask(self, call: Call[T], etag: str | None = None) -> Answer[T]:
-        """As `send`, but with `etag` an unchanged object is not sent again."""
-        headers = {**call.headers, **({"If-None-Match": etag} if etag else {})}
-        if call.creates:
-            headers["Idempotency-Key"] = retries.new_key()
-        request = self._http.build_request(
-            call.method,
-            call.path,
-            params=_given(call.query),
-            json=call.body,
-            content=call.content,
-            headers=headers,
-            timeout=_timeout(call.held_seconds),
-        )
-        response = self._sent(
-            request, retries.TRIES if retries.may_repeat(call.method, request.headers) else 1
-        )
-        if response.status_code == httpx.codes.NOT_MODIFIED:
-            return Answer(None, etag)
-        if response.is_error:
+    def iterate(self, flow: Flow[R]) -> Iterator[R]:
+        """What the flow has for its caller, as it comes."""
+        outcome: object = None
+        with contextlib.closing(flow), _Hands(self) as hands:
+            while not isinstance(step := messages.step_after(flow, outcome), Done):
+                if isinstance(step, Item):
+                    yield step.value
+                    outcome = None
+                else:
+                    outcome = hands.take(step)
+
+    def ask(self, call: Call[Any], etag: str | None) -> Answer[Any]:
+        return messages.read(self._answer(call, etag), call, etag)
+
+    def open(self, call: Call[Any]) -> httpx.Response:
+        """The answer, its body not yet read."""
+        response = self._answer(call, None, stream=True)
+        if not messages.is_answer(response, call):
+            with contextlib.closing(response):
+                response.read()
             raise refusal(response)
-        return Answer(call.answer.model_validate_json(response.content), response.headers.get("etag"))
+        return response
 
-    def _sent(self, request: httpx.Request, tries: int) -> httpx.Response:
-        """The answer to the request, which is sent at most so many times."""
-        for number in range(1, tries + 1):
-            try:
-                response = self._http.send(request)
-            except httpx.TransportError as error:
-                if number == tries:
-                    raise self._unreachable(error) from error
-                seconds: float | None = retries.backoff_seconds(number)
-            else:
-                seconds = retries.seconds_to_retry(response, number)
-                if seconds is None or number == tries:
-                    return response
-            time.sleep(seconds or 0.0)
-        raise AssertionError("the last try returns or raises")
+    def unreachable(self, error: httpx.TransportError) -> ClientError:
+        return messages.unreachable(error, self._http.base_url)
 
-    def download(self, path: str, to: Path, *, query: Query, accept: str) -> None:
-        """Into a file, by and by; a broken download leaves no file of that name."""
-        partial = to.with_name(f"{to.name}.partial")
+    def _answer(self, call: Call[Any], etag: str | None, *, stream: bool = False) -> httpx.Response:
+        message, tries = messages.message(call, etag), retries.Tries(call)
+        while True:
+            outcome = self._try(call, message, stream)
+            seconds = tries.seconds_after(outcome)
+            if seconds is None:
+                return messages.standing(outcome, self._http.base_url)
+            if isinstance(outcome, httpx.Response):
+                outcome.close()
+            time.sleep(seconds)
+
+    def _try(self, call: Call[Any], message: messages.Message, stream: bool) -> retries.Outcome:
+        content = call.content() if call.content is not None else None
         try:
-            with self._http.stream(
-                "GET", path, params=_given(query), headers={"Accept": accept}, timeout=_timeout(0.0)
-            ) as response:
-                if response.is_error:
-                    response.read()
-                    raise refusal(response)
-                with partial.open("wb") as file:
-                    for chunk in response.iter_bytes(_CHUNK_BYTES):
-                        file.write(chunk)
-            partial.replace(to)
+            return self._http.send(self._http.build_request(**message, content=content), stream=stream)
         except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
-        return Unreachable(str(self._http.base_url), str(error) or type(error).__name__)
+            return error
 
 
-def _given(query: Query) -> dict[str, str | int | float]:
-    return {name: value for name, value in query.items() if value is not None}
+class _Hands:
+    """Take a plan's steps; hold the body that it has open."""
 
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._open = contextlib.ExitStack()
+        self._parts: Iterator[str | bytes] = iter(())
 
-def _timeout(held_seconds: float) -> httpx.Timeout:
-    return httpx.Timeout(held_seconds + _SLACK_SECONDS, connect=_CONNECT_SECONDS)
+    def __enter__(self) -> "_Hands":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def take(self, step: Step) -> object:
+        """What comes of it; an error of this package too, for the plan to meet or to let pass."""
+        try:
+            return self._taken(step)
+        except ClientError as error:
+            return error
+        except httpx.TransportError as error:
+            return self._transport.unreachable(error)
+
+    def _taken(self, step: Step) -> object:
+        match step:
+            case Ask(call, etag):
+                return self._transport.ask(call, etag)
+            case Sleep(seconds):
+                time.sleep(seconds)
+                return None
+            case Open(call, lines):
+                self._open.close()
+                response = self._open.enter_context(contextlib.closing(self._transport.open(call)))
+                self._parts = response.iter_lines() if lines else response.iter_bytes(messages.CHUNK_BYTES)
+                return None
+            case _:
+                return next(self._parts, None)

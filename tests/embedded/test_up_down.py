@@ -87,6 +87,7 @@ def test_two_stacks_run_side_by_side_and_down_stops_all_of_one(up: Callable[...,
     second.wait_until_ready()
 
     assert first.url != second.url
+    assert first.state.url_file.read_text().strip() == first.url
     assert first.state.api_key() != second.state.api_key()
     models = first.get("/v1/models")
     assert isinstance(models, dict)
@@ -101,6 +102,7 @@ def test_two_stacks_run_side_by_side_and_down_stops_all_of_one(up: Callable[...,
     assert (said.returncode, said.stdout) == (0, f"stopped what ran in {tmp_path / 'first'}\n")
     assert not any(each.process.is_running() for each in programs)
     assert first.process.wait(10) == 0
+    assert not first.state.url_file.exists()
     assert first.process.stdout is not None
     assert first.process.stdout.read() == "", "one line on stdout, no more"
 
