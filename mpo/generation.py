@@ -1,5 +1,6 @@
 """Samples responses from a policy: an engine that knows only token ids."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -135,6 +136,7 @@ class _Decoding:
             self.mask[row, : width - len(prompt)] = 0
         self.positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
         self.cache = DynamicCache(config=policy.config)
+        self.cache_argument = _cache_argument(policy)
         # Drawn ahead and on the host, so that neither the batch nor the device can change them.
         self.uniforms = torch.from_numpy(
             np.stack([np.random.default_rng(seed).random(config.max_new_tokens) for seed in seeds])
@@ -148,9 +150,9 @@ class _Decoding:
             input_ids=self.input_ids,
             attention_mask=self.mask[:, : self.width],
             position_ids=self.positions[:, start : self.width],
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self.cache_argument: self.cache},
         ).logits[:, -1]
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         if not bool(torch.isfinite(logprobs.amax(dim=-1)).all()):
@@ -173,6 +175,12 @@ class _Decoding:
                 self.input_ids, self.mask = self.input_ids[keep], self.mask[keep]
                 self.positions, self.uniforms = self.positions[keep], self.uniforms[keep]
         return bool(self.rows)
+
+
+def _cache_argument(policy: PreTrainedModel) -> str:
+    """transformers 5.24 renamed it, architecture by architecture."""
+    model: PreTrainedModel = getattr(policy, "get_base_model", lambda: policy)()
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def choose(logprobs: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
