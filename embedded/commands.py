@@ -67,6 +67,7 @@ def demo(
     state: StateOption = Path(".demo"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the job: another one trains all models anew.")] = 0,
 ) -> None:
     """Train a tiny model by MPO from start to end: upload, job, reward gaps, comparison."""
     _require_extra()
@@ -74,7 +75,7 @@ def demo(
     from embedded.errors import StackError
 
     try:
-        demonstration.run(state, port=port, keep=keep)
+        demonstration.run(state, port=port, keep=keep, seed=seed)
     except StackError as error:
         _fail(error)
 

@@ -12,36 +12,42 @@ from pydantic import JsonValue
 
 from embedded import demo_report as report
 from embedded.errors import DemoFailed
+from embedded.gold_report import DPO, MPO, SFT, gold_findings, tell_answers, tell_gaps, tell_gold
 from embedded.shipped import examples_folder
 from embedded.state import StateFolder
+from mpo_client.cli.screen import Screen
+from mpo_client.cli.watching import shown
 from mpo_client.client import Client
-from mpo_client.comparisons import Comparison
+from mpo_client.comparisons import Row
 from mpo_client.errors import ClientError
 from mpo_client.jobs import Job
 
 JOB_SECONDS = 1800.0
 COMPARISON_SECONDS = 300.0
-COMPARED = ("sft", "dpo", "ppo")
+COMPARED = (SFT, DPO, MPO)
+BINS = 24
+MAX_TOKENS = 64
 _SHOWN_PROMPTS = 3
 
 
-def run(folder: Path, *, port: int, keep: bool) -> None:
+def run(folder: Path, *, port: int, keep: bool, seed: int = 0) -> None:
     """Starts a stack, trains, compares, reports, stops the stack unless it is to be kept.
 
-    Raises StackError: the stack does not start, or the job does not succeed.
+    seed: of every training and draw of the job. Raises StackError: the stack does not start, or the job does
+    not succeed.
     """
     signal.signal(signal.SIGTERM, _leave)
     examples = _examples()
     state = StateFolder.at(folder)
     with _service(state, port=port, keep=keep) as url, Client(url, state.api_key()) as client:
         try:
-            _train_and_compare(client, examples, state)
+            _train_and_compare(client, examples, state, seed)
         except ClientError as error:
             raise DemoFailed(str(error)) from error
         report.what_next(url, state, keep=keep)
 
 
-def _train_and_compare(client: Client, examples: Path, state: StateFolder) -> None:
+def _train_and_compare(client: Client, examples: Path, state: StateFolder, seed: int) -> None:
     dataset = client.datasets.upload(examples / "pairs.jsonl.gz", name="example pairs")
     report.say(f"uploaded {examples / 'pairs.jsonl.gz'} as {dataset.id}")
     dataset = client.datasets.wait(dataset.id)
@@ -50,35 +56,35 @@ def _train_and_compare(client: Client, examples: Path, state: StateFolder) -> No
         raise DemoFailed(f"the example pairs were refused: {why}")
     report.say(f"{dataset.rows} preference pairs are ready")
 
-    job = client.jobs.create(_spec(examples, dataset.id))
-    report.say(f"job {job.id} is queued: {' → '.join(stage.name for stage in job.stages)}")
-    job = client.jobs.wait(job.id, deadline_seconds=JOB_SECONDS, on_change=report.Progress().show)
+    job = client.jobs.create(_spec(examples, dataset.id, seed))
+    report.say(f"job {job.id} is queued")
+    screen = Screen()
+    with shown(screen) as show:
+        job = client.jobs.wait(job.id, deadline_seconds=JOB_SECONDS, on_change=show)
     if job.status != "succeeded":
         raise DemoFailed(report.failure(job))
 
     picture = state.root / "reward-gaps.png"
     client.gaps.save_picture(job.id, picture)
-    report.gaps(client.gaps.get(job.id), picture)
-    report.stages(job)
-    report.say("comparing the models on prompts that none was trained on")
-    report.comparison(_compare(client, examples, job), _SHOWN_PROMPTS)
+    found = client.jobs.report(job.id)
+    tell_gaps(screen, client.gaps.get(job.id, bins=BINS), found, picture)
+    report.say("asking the models what none was trained on")
+    gold = gold_findings(_ask(client, examples, job), COMPARED, found)
+    tell_gold(screen, gold)
+    tell_answers(screen, gold, COMPARED, _SHOWN_PROMPTS)
 
 
-def _compare(client: Client, examples: Path, job: Job) -> Comparison:
-    """Scored by the judge, which trained none of the models, where the job has one."""
+def _ask(client: Client, examples: Path, job: Job) -> list[Row]:
+    """The answers of all models to the held-out prompts, a row a prompt."""
     prompts = [json.loads(line)["prompt"] for line in (examples / "prompts.jsonl").read_text().splitlines()]
     begun = client.comparisons.create(
-        models=[job.models[stage] for stage in COMPARED],
-        prompts=prompts,
-        max_tokens=48,
-        seed=0,
-        reward_model=job.models.get("judge") or job.models["reward_model"],
+        models=[job.models[stage] for stage in COMPARED], prompts=prompts, max_tokens=MAX_TOKENS, seed=0
     )
     comparison = client.comparisons.wait(begun.id, deadline_seconds=COMPARISON_SECONDS)
     if comparison.status != "succeeded":
         why = comparison.error.message if comparison.error else comparison.status
         raise DemoFailed(f"comparison {comparison.id}: {why}")
-    return comparison
+    return list(client.comparisons.rows(comparison.id))
 
 
 def _examples() -> Path:
@@ -88,9 +94,9 @@ def _examples() -> Path:
     return folder
 
 
-def _spec(examples: Path, dataset_id: str) -> dict[str, JsonValue]:
+def _spec(examples: Path, dataset_id: str, seed: int) -> dict[str, JsonValue]:
     spec: dict[str, JsonValue] = json.loads((examples / "demo_job.json").read_text())
-    return {**spec, "dataset": dataset_id}
+    return {**spec, "dataset": dataset_id, "seed": seed}
 
 
 @contextmanager

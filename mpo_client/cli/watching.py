@@ -37,7 +37,7 @@ def watch_job(session: Session, job_id: str) -> None:
     """Raises typer.Exit where the job has not succeeded."""
     client, screen = session.client, session.screen
     try:
-        with _shown(screen) as show:
+        with shown(screen) as show:
             job = client.jobs.wait(job_id, deadline_seconds=math.inf, on_change=show)
     except KeyboardInterrupt:
         screen.note(f"\n{job_id} goes on without you; cancel it with: mpo jobs cancel {job_id}")
@@ -53,7 +53,8 @@ def watch_job(session: Session, job_id: str) -> None:
 
 
 @contextmanager
-def _shown(screen: Screen) -> Iterator[Callable[[Job], None]]:
+def shown(screen: Screen) -> Iterator[Callable[[Job], None]]:
+    """Gives what shows each state of a job: bars on a terminal, lines elsewhere, nothing with --json."""
     if screen.as_json:
         yield lambda job: None
     elif screen.out.is_terminal:
