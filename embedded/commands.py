@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(down)
     app.command()(demo)
+    app.command("add-model")(add_model)
 
 
 def up(
@@ -77,6 +78,35 @@ def demo(
         demonstration.run(state, port=port, keep=keep)
     except StackError as error:
         _fail(error)
+
+
+def add_model(
+    source: Annotated[
+        str, typer.Argument(help="smollm2-135m, hf:OWNER/NAME[@REVISION] of the hub, or a model's folder.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What to call it; by default the source's own name.")
+    ] = None,
+    state: StateOption = Path(".state"),
+) -> None:
+    """Add a base model to the state folder: known at once where its service runs, else at the next `mpo up`.
+
+    Weights come as safetensors; pickles are refused, and code that comes with a model is never run.
+    """
+    _require_extra()
+    from embedded import added_models
+    from embedded.errors import StackError
+    from embedded.state import StateFolder
+
+    try:
+        folder = StateFolder.at(state)
+        added = added_models.add_model(source, name, folder, lambda line: typer.echo(line, err=True))
+        runs = added_models.register(added.name, added, folder)
+    except StackError as error:
+        _fail(error)
+    else:
+        known = "is registered" if runs else f"will be registered by: mpo up --state {state}"
+        typer.echo(f"{added.name} {known}")
 
 
 def _require_extra() -> None:

@@ -27,17 +27,20 @@ def up(folder: Path, port: int, on_ready: Callable[[str], None]) -> None:
     state = StateFolder.at(folder)
     with state.locked():
         stop_leftovers(state)
+        state.forget_url()
         state.empty_scratch()
         port = _free_port(port)
         supervisor = Supervisor(state.record)
         with watched(state), supervisor.listening():
             try:
                 _start(supervisor, state, port)
+                state.keep_url(f"http://{HOST}:{port}")
                 on_ready(f"http://{HOST}:{port}")
                 supervisor.serve()
             except StopAsked:
                 pass  # how serving ends: by SIGTERM, Ctrl-C or `mpo down`
             finally:
+                state.forget_url()
                 supervisor.stop()
                 state.remove_sockets()
 

@@ -45,7 +45,7 @@ class StateFolder:
         state = cls(root)
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for part in (state.store, state.scratch, state.logs, state.valkey, state.postgres):
+            for part in (state.store, state.models, state.scratch, state.logs, state.valkey, state.postgres):
                 part.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise StateUnusable(root, error.strerror or str(error)) from error
@@ -69,6 +69,11 @@ class StateFolder:
         return self.root / "store"
 
     @property
+    def models(self) -> Path:
+        """A folder for each base model that was added to this stack."""
+        return self.root / "models"
+
+    @property
     def scratch(self) -> Path:
         return self.root / "scratch"
 
@@ -79,6 +84,10 @@ class StateFolder:
     @property
     def api_key_file(self) -> Path:
         return self.root / "api-key"
+
+    @property
+    def _url_file(self) -> Path:
+        return self.root / "url"
 
     @property
     def _lock_file(self) -> Path:
@@ -132,6 +141,17 @@ class StateFolder:
         if not self.api_key_file.exists():
             write_whole(self.api_key_file, f"mpo_sk_{secrets.token_urlsafe(32)}\n")
         return self.api_key_file.read_text().strip()
+
+    def keep_url(self, url: str) -> None:
+        """Tells other commands where the stack answers."""
+        write_whole(self._url_file, f"{url}\n")
+
+    def forget_url(self) -> None:
+        self._url_file.unlink(missing_ok=True)
+
+    def url(self) -> str | None:
+        """Where the stack that runs in the folder answers; None where none does."""
+        return self._url_file.read_text().strip() if self._url_file.exists() else None
 
     def record(self, processes: list[Recorded]) -> None:
         write_whole(self._processes_file, json.dumps([asdict(each) for each in processes], indent=1))

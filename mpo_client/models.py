@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from mpo_client.transport import Call, Transport
 
@@ -36,6 +36,11 @@ class _Files(BaseModel):
 class Models:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+
+    def create(self, *, name: str, path: str) -> Model:
+        """Makes a folder on the server a base model; needs an admin key. Raises Conflict, NotValid."""
+        body: dict[str, JsonValue] = {"name": name, "path": path}
+        return self._transport.send(Call("POST", "/v1/models", Model, body=body, creates=True))
 
     def get(self, model_id: str) -> Model:
         return self._transport.send(Call("GET", f"/v1/models/{model_id}", Model))
