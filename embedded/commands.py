@@ -68,14 +68,34 @@ def demo(
     state: StateOption = Path(".demo"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="A real model in place of the tiny one, as add-model takes it.")
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Its preference pairs: JSON Lines, plain or gzip.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=20, help="Pairs from the file's beginning.")] = 200,
+    report: Annotated[Path | None, typer.Option(help="Write a page about the real run here.")] = None,
 ) -> None:
-    """Train a tiny model by MPO from start to end: upload, job, reward gaps, comparison."""
+    """Train a tiny model by MPO from start to end: upload, job, reward gaps, comparison.
+
+    With --model and --pairs, a real model on real pairs (half an hour and more on two cores).
+    """
+    if (model is None) != (pairs is None):
+        raise typer.BadParameter("--model and --pairs go together")
     _require_extra()
     from embedded import demo as demonstration
+    from embedded import real_demo
     from embedded.errors import StackError
 
     try:
-        demonstration.run(state, port=port, keep=keep)
+        if model is None or pairs is None:
+            demonstration.run(state, port=port, keep=keep)
+        else:
+            command = f"mpo demo --model {model} --pairs {pairs.name} --limit {limit}"
+            command += f" --report {report}" if report else ""
+            asked = real_demo.RealRun(model, pairs, limit, report, command)
+            real_demo.run(state, asked, port=port, keep=keep)
     except StackError as error:
         _fail(error)
 

@@ -61,6 +61,13 @@ class Job(BaseModel):
         return self.status in FINISHED
 
 
+class Report(BaseModel):
+    """What came of a job that has succeeded; each part is None where no stage made it."""
+
+    gaps: dict[str, JsonValue] | None = None
+    evaluation: dict[str, JsonValue] | None = None
+
+
 class Jobs:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -85,6 +92,10 @@ class Jobs:
             deadline_seconds=deadline_seconds,
             on_change=on_change,
         )
+
+    def report(self, job_id: str) -> Report:
+        """Raises Conflict with code `not_finished` until the job has succeeded."""
+        return self._transport.send(Call("GET", f"/v1/jobs/{job_id}/report", Report))
 
     def cancel(self, job_id: str) -> Job:
         return self._transport.send(Call("POST", f"/v1/jobs/{job_id}/cancel", Job))
