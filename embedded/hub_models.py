@@ -31,9 +31,10 @@ def split_name(source: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def download(source: str, target: Path) -> str:
+def download(source: str, target: Path, *, endpoint: str | None = None) -> str:
     """Fetches the newest commit, or the revision asked for, into a folder; returns the commit's hash.
 
+    endpoint: the hub's address; by default HF_ENDPOINT, or else huggingface.co.
     Raises ModelNotAdded.
     """
     try:
@@ -42,18 +43,23 @@ def download(source: str, target: Path) -> str:
     except ImportError as error:
         raise ModelNotAdded("this needs the package huggingface-hub: pip install huggingface-hub") from error
     name, revision = split_name(source)
-    wanted: dict[str, Any] = {"allow_patterns": list(TAKEN), "ignore_patterns": list(PASSED_OVER)}
+    wanted: dict[str, Any] = {
+        "allow_patterns": list(TAKEN),
+        "ignore_patterns": list(PASSED_OVER),
+        "endpoint": endpoint,
+        "local_dir": target,
+    }
     # What the hub answers is an error of its HTTP library, whose name differs by version; the rest, OSError.
     refused: Any = (*HfHubHTTPError.__bases__, OSError, ValueError)
     try:
         # The list first: gigabytes are not fetched to find that there are no weights among them.
-        files = snapshot_download(name, revision=revision, dry_run=True, local_dir=target, **wanted)
+        files = snapshot_download(name, revision=revision, dry_run=True, **wanted)
         if not any(file.filename.endswith(".safetensors") for file in files):
             raise ModelNotAdded(f"{name} has no safetensors, and pickled weights are never loaded")
         commit = files[0].commit_hash
-        snapshot_download(name, revision=commit, local_dir=target, **wanted)
+        snapshot_download(name, revision=commit, **wanted)
     except refused as error:
-        raise ModelNotAdded(_why(error.__cause__ or error, name, revision)) from error
+        raise ModelNotAdded(_why(error, name, revision)) from error
     return str(commit)
 
 
@@ -61,6 +67,8 @@ def _why(error: BaseException, name: str, revision: str | None) -> str:
     """One line. The hub tells a private model from none to nobody, and gated ones by another error."""
     from huggingface_hub import errors as hub
 
+    if isinstance(error, hub.DryRunError | hub.LocalEntryNotFoundError):
+        error = error.__cause__ or error
     if isinstance(error, hub.GatedRepoError):
         return f"{name} is gated: accept its terms on the hub, then log in with: hf auth login"
     if isinstance(error, hub.RepositoryNotFoundError):

@@ -100,11 +100,12 @@ def _beginning(found: Findings) -> str:
     return (
         f"# A real run: {found.model}\n\n"
         f"The whole job, on the first {found.used} pairs of `{found.pairs}`{source}: "
-        f"{found.seconds / 60:.0f} minutes from upload to the last stage, on {hardware()}. This page was written by\n\n"
+        f"{found.seconds / 60:.0f} minutes from upload to the last stage, on {hardware()}. "
+        "This page was written by\n\n"
         f"    {found.command}\n\n"
         "It shows that the whole way works on a pretrained model and people's own preferences, and how long "
-        "it takes; not how well the method does: so few pairs and prompts decide nothing. No figure here is to "
-        "be compared with the paper's."
+        "it takes; not how well the method does: so few pairs and prompts decide nothing. No figure here is "
+        "to be compared with the paper's."
     )
 
 
@@ -126,7 +127,8 @@ def _models(evaluated: Evaluated) -> str:
     ]
     return (
         f"## Models\n\nMeans over {evaluated.prompts} held-out prompts, with 95 % intervals; "
-        f"ended: the share that stopped by itself; KL in nats a response. The judge is a reward model of another seed, which trained none of the models; on "
+        f"ended: the share that stopped by itself; KL in nats a response. The "
+        "judge is a reward model of another seed, which trained none of the models; on "
         f"{judge.pairs} held-out pairs it is right in {judge.accuracy:.2f} ({judge.accuracy_ci95[0]:.2f} to "
         f"{judge.accuracy_ci95[1]:.2f}). It learned from the same labels as the reward model and shares "
         "their noise.\n\n" + _table(head, rows)
