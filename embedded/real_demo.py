@@ -5,6 +5,7 @@ import json
 import signal
 import tempfile
 import time
+import zlib
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -75,7 +76,7 @@ def read_rows(path: Path) -> list[dict[str, JsonValue]]:
         content = path.read_bytes()
         text = gzip.decompress(content) if content.startswith(GZIP) else content
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DemoFailed(f"{path} cannot be read as JSON Lines: {error}") from error
     if not rows or not all(isinstance(row, dict) and "prompt" in row for row in rows):
         raise DemoFailed(f"{path} needs rows with prompt, chosen and rejected")

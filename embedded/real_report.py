@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from mpo_client.comparisons import Comparison
-from mpo_client.jobs import Job, Report
+from mpo_client.jobs import Job, Report, Stage
 from mpo_client.reward_gaps import RewardGaps
 
 BAR = 40
@@ -180,12 +180,14 @@ def _samples(comparison: Comparison) -> str:
 
 
 def _stages(job: Job) -> str:
-    rows = [
-        [stage.name, "cached" if stage.cached else str(stage.finished_at - stage.started_at)]
-        for stage in job.stages
-        if stage.started_at is not None and stage.finished_at is not None
-    ]
+    rows = [[stage.name, "cached" if stage.cached else _seconds(stage)] for stage in job.stages]
     return "## Seconds by stage\n\n" + _table(["stage", "seconds"], rows)
+
+
+def _seconds(stage: Stage) -> str:
+    if stage.started_at is None or stage.finished_at is None:
+        return ""
+    return str(stage.finished_at - stage.started_at)
 
 
 def _cell(text: str) -> str:
