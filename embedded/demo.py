@@ -36,10 +36,10 @@ def run(folder: Path, *, port: int, keep: bool, seed: int = 0) -> None:
     seed: of every training and draw of the job. Raises StackError: the stack does not start, or the job does
     not succeed.
     """
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
     examples = _examples()
     state = StateFolder.at(folder)
-    with _service(state, port=port, keep=keep) as url, Client(url, state.api_key()) as client:
+    with service(state, port=port, keep=keep) as url, Client(url, state.api_key()) as client:
         try:
             _train_and_compare(client, examples, state, seed)
         except ClientError as error:
@@ -100,7 +100,7 @@ def _spec(examples: Path, dataset_id: str, seed: int) -> dict[str, JsonValue]:
 
 
 @contextmanager
-def _service(state: StateFolder, *, port: int, keep: bool) -> Iterator[str]:
+def service(state: StateFolder, *, port: int, keep: bool) -> Iterator[str]:
     """The URL of a stack in the folder, started as `mpo up` starts it."""
     log = state.log("up")
     command = [sys.executable, "-m", "embedded", "up", "--state", str(state.root), "--port", str(port)]
@@ -131,6 +131,6 @@ def _url(process: subprocess.Popen[bytes], log: Path) -> str:
     return url
 
 
-def _leave(number: int, _frame: object) -> None:
+def leave(number: int, _frame: object) -> None:
     """As Ctrl-C does: on the way out the service is stopped."""
     raise SystemExit(128 + number)

@@ -46,6 +46,10 @@ class DemoFailed(StackError):
     """The demonstration did not come to its end; the message says why."""
 
 
+class ModelNotAdded(StackError):
+    """A base model cannot be brought into the state folder; the message says why, in one line."""
+
+
 class StillRunning(StackError):
     def __init__(self, pid: int, seconds: float) -> None:
         super().__init__(f"mpo up (process {pid}) was still running {seconds:g} s after it was told to stop")

@@ -64,14 +64,14 @@ def gold_findings(rows: Sequence[Row], models: Sequence[str], report: JobReport)
     prompts = [str(row.prompt) for row in rows]
     answers = {stage: [row.responses[place].text for row in rows] for place, stage in enumerate(models)}
     rewards = gold_rewards(prompts, answers)
-    evaluated = _Evaluation.model_validate((report.model_extra or {})["evaluation"]).models
+    evaluated = _Evaluation.model_validate(report.evaluation).models
     kl = {each.model: each.kl[SFT].mean for each in evaluated if SFT in each.kl}
     return GoldFindings(len(rows), gold_means(rewards), gold_wins(rewards), kl, rows)
 
 
 def tell_gaps(screen: Screen, gaps: RewardGaps, report: JobReport, picture: Path) -> None:
     """The histogram, and how the reward models' accuracy stands to that of length alone."""
-    scored = _Scored.model_validate((report.model_extra or {})["gaps"])
+    scored = _Scored.model_validate(report.gaps)
     low, high = scored.accuracy_ci95
     by_length = max(scored.length_baseline, 1 - scored.length_baseline)
     scored_by = f"Reward gaps of {gaps.pairs} pairs, each scored by a reward model that has not seen it:"

@@ -136,7 +136,7 @@ class Services:
             "MPO_DATABASE_URL": postgres.url(self.sockets),
             "MPO_REDIS_URL": valkey.url(self.sockets),
             "MPO_STORE_URL": f"file://{self.state.store}",
-            "MPO_MODELS": _model_folders(),
+            **_base_models(self.state),
             "MPO_SCRATCH": str(self.state.scratch),
             "HF_HUB_OFFLINE": "1",
             # All share the same cores: a thread that spins at a barrier takes the time of the one that
@@ -151,9 +151,19 @@ def _threads(count: int) -> dict[str, str]:
     return {"MPO_TORCH_THREADS": str(count), "OMP_NUM_THREADS": str(count)}
 
 
-def _model_folders() -> str:
-    """The shipped example model's folder, then those that the user names."""
+def _base_models(state: StateFolder) -> dict[str, str]:
+    """The shipped example model's folder, those that the user names, and those added to the state folder.
+
+    Models may be registered over HTTP from below `MPO_MODEL_ROOTS`, or beside what the user names, and from
+    the state folder.
+    """
     examples = examples_folder()
     named = (Path(part).absolute() for part in os.environ.get("MPO_MODELS", "").split(os.pathsep) if part)
     folders = [*([examples / "tiny"] if examples else []), *named]
-    return os.pathsep.join(map(str, folders))
+    added = sorted(path for path in state.models.iterdir() if path.is_dir())
+    asked = os.environ.get("MPO_MODEL_ROOTS", "")
+    roots = [asked] if asked else [str(folder.parent) for folder in folders]
+    return {
+        "MPO_MODELS": os.pathsep.join(map(str, [*folders, *added])),
+        "MPO_MODEL_ROOTS": os.pathsep.join([*roots, str(state.models)]),
+    }

@@ -25,7 +25,7 @@ def examples_folder() -> Path | None:
     return folder if (folder / "tiny").is_dir() else None
 
 
-def _package_folder(package: str) -> Path | None:
+def package_folder(package: str) -> Path | None:
     """Where an installed package lies; None when it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -34,7 +34,7 @@ def _package_folder(package: str) -> Path | None:
 
 
 def _file(package: str, pattern: str) -> Path:
-    folder = _package_folder(package)
+    folder = package_folder(package)
     found = next(iter(folder.glob(pattern)), None) if folder else None
     if found is None:
         raise WheelMissing(package.replace("_", "-"))

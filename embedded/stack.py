@@ -27,6 +27,7 @@ def up(folder: Path, port: int, on_ready: Callable[[str], None]) -> None:
     state = StateFolder.at(folder)
     with state.locked():
         stop_leftovers(state)
+        state.record_url(None)
         state.empty_scratch()
         port = _free_port(port)
         supervisor = Supervisor(state.record)

@@ -45,7 +45,7 @@ class StateFolder:
         state = cls(root)
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for part in (state.store, state.scratch, state.logs, state.valkey, state.postgres):
+            for part in (state.store, state.models, state.scratch, state.logs, state.valkey, state.postgres):
                 part.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise StateUnusable(root, error.strerror or str(error)) from error
@@ -67,6 +67,11 @@ class StateFolder:
     @property
     def store(self) -> Path:
         return self.root / "store"
+
+    @property
+    def models(self) -> Path:
+        """A folder for each base model that was added to this stack."""
+        return self.root / "models"
 
     @property
     def scratch(self) -> Path:
@@ -144,6 +149,10 @@ class StateFolder:
             self.url_file.unlink(missing_ok=True)
         else:
             write_whole(self.url_file, f"{url}\n")
+
+    def url(self) -> str | None:
+        """Where the stack that runs in the folder answers; None where none does."""
+        return self.url_file.read_text().strip() if self.url_file.exists() else None
 
     def record(self, processes: list[Recorded]) -> None:
         write_whole(self._processes_file, json.dumps([asdict(each) for each in processes], indent=1))

@@ -113,10 +113,12 @@ class DryRun(Reply):
 
 
 class JobReport(Reply):
-    """What `report.json` holds: beside the spec a member a stage, and more."""
+    """What `report.json` holds, and more than is named here; None where no stage made it."""
 
     name: str = ""
     spec: dict[str, JsonValue] = {}
+    gaps: dict[str, JsonValue] | None = None
+    evaluation: dict[str, JsonValue] | None = None
 
 
 class JobMethods:

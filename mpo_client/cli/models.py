@@ -1,4 +1,4 @@
-"""`mpo models`: list, show, add, download, delete."""
+"""`mpo models`: list, show, register, download, delete."""
 
 from pathlib import Path
 from typing import Annotated
@@ -57,12 +57,12 @@ def show(session: Session, model: ModelId, form: FormOption = None) -> None:
 
 @group.command()
 @connected
-def add(
+def register(
     session: Session,
     folder: Annotated[str, typer.Argument(help="A folder on the server, below one of its allowed roots.")],
     name: Annotated[str | None, typer.Option(help="The folder's name where not given.")] = None,
 ) -> None:
-    """Register a folder on the server as a base model (admin). Prints its name."""
+    """Make a folder on the server a base model (admin). Prints its name."""
     made = session.client.models.register(name=name or Path(folder).name, folder=folder)
     if session.screen.as_json:
         session.screen.document(made)

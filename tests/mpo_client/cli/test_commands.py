@@ -133,7 +133,7 @@ def test_models_are_added_downloaded_and_deleted(
 ) -> None:
     settings_env.setenv("MPO_MODEL_ROOTS", str(elsewhere))
     settings.cache_clear()
-    assert said(at_service("models", "add", str(model_folder(elsewhere / "base")))) == "base\n"
+    assert said(at_service("models", "register", str(model_folder(elsewhere / "base")))) == "base\n"
     name, _ = trained(store)
     assert name in said(at_service("models", "list"))
     assert "model.safetensors" in said(at_service("models", "show", name))
