@@ -83,7 +83,7 @@ def demo(
 ) -> None:
     """Train a tiny model by MPO from start to end: upload, job, reward gaps, comparison.
 
-    With --model and --pairs, a real model on real pairs (half an hour and more on two cores).
+    With --model and --pairs, a real model on real pairs, which takes long on a CPU.
     """
     if (model is None) != (pairs is None):
         raise typer.BadParameter("--model and --pairs go together")

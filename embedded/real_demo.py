@@ -31,7 +31,7 @@ JOB_SECONDS = 4 * 3600.0
 COMPARISON_SECONDS = 900.0
 COMPARED = ("sft", "dpo", "ppo")
 SHOWN_PROMPTS = 3
-SHOWN_TOKENS = 64
+SHOWN_TOKENS, SHOWN_TEMPERATURE = 64, 0.7
 MOST_PROMPT_CHARACTERS = 100
 """Of a prompt that the page shows."""
 
@@ -137,6 +137,7 @@ def _train_and_compare(
         report=client.jobs.report(job.id),
         gaps=client.gaps.get(job.id, bins=20),
         comparison=comparison,
+        temperature=SHOWN_TEMPERATURE,
         seconds=seconds,
     )
 
@@ -159,6 +160,7 @@ def _compare(client: Client, model: str, job: Job, prompts: list[str]) -> Compar
         models=[model, *(job.models[stage] for stage in COMPARED)],
         prompts=prompts,
         max_tokens=SHOWN_TOKENS,
+        temperature=SHOWN_TEMPERATURE,
         seed=0,
         reward_model=job.models["judge"],
     )

@@ -73,6 +73,7 @@ class Findings:
     report: JobReport
     gaps: RewardGaps
     comparison: Comparison
+    temperature: float
     seconds: float
 
 
@@ -80,7 +81,7 @@ def page(found: Findings) -> str:
     """The page, in Markdown."""
     evaluated = Evaluated.model_validate(found.report.evaluation)
     parts = [_beginning(found), _models(evaluated), _rates(evaluated), _gaps(found.gaps)]
-    return "\n\n".join([*parts, _samples(found.comparison), _stages(found.job)]) + "\n"
+    return "\n\n".join([*parts, _samples(found.comparison, found.temperature), _stages(found.job)]) + "\n"
 
 
 def hardware() -> str:
@@ -168,8 +169,8 @@ def _gaps(gaps: RewardGaps) -> str:
     )
 
 
-def _samples(comparison: Comparison) -> str:
-    parts = ["## Side by side\n\nDrawn with one seed, at temperature 1; the judge's score in brackets."]
+def _samples(comparison: Comparison, temperature: float) -> str:
+    parts = [f"## Side by side\n\nDrawn with one seed, at temperature {temperature:g}; scored by the judge."]
     for row in comparison.rows:
         answers = [
             [(answer.model or "?").rpartition(":")[2], "" if answer.score is None else f"{answer.score:+.2f}",

@@ -86,6 +86,7 @@ def found() -> real_report.Findings:
         report=JobReport.model_validate({"evaluation": EVALUATION}),
         gaps=RewardGaps.model_validate(GAPS),
         comparison=Comparison.model_validate(COMPARISON),
+        temperature=0.7,
         seconds=1500.0,
     )
 
