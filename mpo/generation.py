@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from mpo.adapted_models import AdaptedModel
 from mpo.errors import UnusableModel
 from mpo.seeds import row_seed
 
@@ -179,8 +180,8 @@ class _Decoding:
 
 def _cache_argument(policy: PreTrainedModel) -> str:
     """transformers 5.24 renamed it, architecture by architecture."""
-    model: PreTrainedModel = getattr(policy, "get_base_model", lambda: policy)()
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    forward = policy.base.model.forward if isinstance(policy, AdaptedModel) else policy.forward
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def choose(logprobs: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:

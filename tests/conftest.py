@@ -126,6 +126,8 @@ def settings_env(
     monkeypatch.setenv("MPO_DATABASE_URL", database_url)
     monkeypatch.setenv("MPO_REDIS_URL", redis_url)
     monkeypatch.setenv("MPO_STORE_URL", f"file://{store}")
+    # Else the machine's, which other programs and sessions of tests use too.
+    monkeypatch.setenv("MPO_SCRATCH", str(store.parent / "scratch"))
     monkeypatch.delenv("MPO_MODELS", raising=False)
     _forget()
     yield monkeypatch

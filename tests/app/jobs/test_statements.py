@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import authentication
-from app.jobs import creation, room
+from app.jobs import creation, room, submissions
 from app.jobs.places import FARTHEST_COUNTED
 from core.database import open_transaction
 from core.queue import enqueue
@@ -27,6 +27,7 @@ def nothing_grows_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "COUNT_SECONDS", 3600.0)
     monkeypatch.setattr(room, "rooms", cache(room.Rooms))
     monkeypatch.setattr(creation, "rooms", room.rooms)
+    monkeypatch.setattr(submissions, "rooms", room.rooms)
 
 
 def test_a_new_job_takes_as_many_statements_as_are_worth_it(
