@@ -15,9 +15,15 @@ from mpo_client.jobs import JobReport
 from mpo_client.reward_gaps import RewardGaps
 
 MPO, DPO, SFT = "ppo", "dpo", "sft"
+_ABOUT_GOLD = """
+Answers to {prompts} prompts that no model was trained on, by the gold reward: warm words, a concrete offer and
+the right product count for an answer, rudeness and repetition against it, and length counts nothing. Labels
+of the pairs were drawn from it, with noise; no model has seen it. Gold is a mean over prompts, KL in nats a
+response; ties are half a win.
+"""
 _LABEL = 8
 _WIDTH = 110
-NAMES = {SFT: "SFT", DPO: "DPO on easy pairs", MPO: "MPO (DPO, then PPO)"}
+NAMES = {SFT: "SFT", DPO: "DPO (easy)", MPO: "MPO"}
 """What the job's stages are called where models are told apart."""
 
 
@@ -88,24 +94,18 @@ def tell_gaps(screen: Screen, gaps: RewardGaps, report: JobReport, picture: Path
 
 def tell_gold(screen: Screen, found: GoldFindings) -> None:
     """Models by the preference that the labels were drawn from, which none of them has seen."""
-    screen.show(
-        f"Answers to {found.prompts} prompts that no model was trained on, by the gold reward: warm words, a",
-        "concrete offer and the right product count for an answer, rudeness and repetition against it, and",
-        "length counts nothing. Labels of the pairs were drawn from it, with noise; no model has seen it.",
-        "",
-    )
-    head = ["model", "gold reward", "95 % interval", "wins against SFT", "95 % interval", "KL to SFT, nats"]
+    screen.show(_paragraph(screen, _ABOUT_GOLD.format(prompts=found.prompts)), "")
+    head = ["model", "gold", "95 % interval", "beats SFT", "95 % interval", "KL to SFT"]
     rows: list[list[object]] = []
     for each in found.means:
         mean = [NAMES[each.model], f"{each.mean:+.2f}", f"{each.ci95[0]:+.2f} to {each.ci95[1]:+.2f}"]
         rows.append([*mean, *_rate(found, each.model), f"{found.kl.get(each.model, 0.0):.1f}"])
-    screen.show(table(head, rows), "")
     mpo = found.against(MPO, DPO)
-    screen.show(
+    against = (
         f"MPO against DPO on easy pairs: {mpo.wins} won, {mpo.losses} lost, {mpo.ties} tied; win rate "
-        f"{mpo.rate:.3f}, 95 % interval {mpo.ci95[0]:.3f} to {mpo.ci95[1]:.3f}: {mpo.verdict}.",
-        "",
+        f"{mpo.rate:.3f}, 95 % interval {mpo.ci95[0]:.3f} to {mpo.ci95[1]:.3f}: {mpo.verdict}."
     )
+    screen.show(table(head, rows), "", _paragraph(screen, against), "")
 
 
 def tell_answers(screen: Screen, found: GoldFindings, models: Sequence[str], shown: int) -> None:
@@ -123,6 +123,10 @@ def _rate(found: GoldFindings, model: str) -> list[str]:
         return ["", ""]
     wins = found.against(model, SFT)
     return [f"{wins.rate:.3f}", f"{wins.ci95[0]:.3f} to {wins.ci95[1]:.3f}"]
+
+
+def _paragraph(screen: Screen, text: str) -> str:
+    return textwrap.fill(text.strip(), min(screen.out.width, _WIDTH))
 
 
 def _labelled(label: str, text: str, width: int) -> str:
