@@ -16,8 +16,8 @@ from mpo_client.reward_gaps import RewardGaps
 
 MPO, DPO, SFT = "ppo", "dpo", "sft"
 _ABOUT_GOLD = """
-Answers to {prompts} prompts that no model was trained on, by the gold reward: warm words, a concrete offer and
-the right product count for an answer, rudeness and repetition against it, and length counts nothing. Labels
+Answers to {prompts} prompts that no model was trained on, by the gold reward: warm words, a concrete offer
+and the right product count for an answer, rudeness and repetition against it, length counts nothing. Labels
 of the pairs were drawn from it, with noise; no model has seen it. Gold is a mean over prompts, KL in nats a
 response; ties are half a win.
 """
