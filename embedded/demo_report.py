@@ -3,14 +3,12 @@
 import textwrap
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from pydantic import JsonValue
 
 from embedded.state import StateFolder
 from mpo_client.comparisons import Comparison
 from mpo_client.jobs import FINISHED, Job, Stage
-from mpo_client.reward_gaps import RewardGaps
 
 _BEGAN_AT = time.monotonic()
 _PROGRESS_SECONDS = 5.0
@@ -55,18 +53,6 @@ def failure(job: Job) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def gaps(found: RewardGaps, picture: Path) -> None:
-    if found.accuracy is None or found.accuracy_ci95 is None:
-        return  # no pair was scored
-    low, high = found.accuracy_ci95
-    threshold = "" if found.threshold is None else f" at a gap of {found.threshold:.3f}"
-    print(f"\nReward gaps of {found.pairs} pairs, each scored by a reward model that has not seen it:")
-    print(f"  accuracy {found.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})")
-    print(f"  mean {found.mean:.3f}, standard deviation {found.std:.3f}")
-    print(f"  split{threshold}: {found.easy} easy, {found.difficult} difficult, {found.dropped} dropped")
-    print(f"  histogram: {picture}\n", flush=True)
-
-
 def stages(job: Job) -> None:
     rows = [[each.name, _status(each), _seconds(each), _metrics(each.metrics)] for each in job.stages]
     _table(["stage", "status", "seconds", "last metrics"], rows)
@@ -81,7 +67,7 @@ def comparison(found: Comparison, shown: int) -> None:
     ]  # fmt: skip
     print()
     _table(["model", "against", "won/lost/tied", "win rate", "95 % interval", "prompts"], rates)
-    print("An interval that includes 0.5 is no win: prompts are few and the model is tiny.\n")
+    print("An interval that includes 0.5 is no win: prompts are few.\n")
     for row in found.rows[:shown]:
         _wrapped("prompt", row.prompt if isinstance(row.prompt, str) else str(row.prompt))
         for response in row.responses:

@@ -16,6 +16,7 @@ from typing import Any
 
 from embedded.gold import GoldWins, gold_means, gold_rewards, gold_wins
 from mpo_client import Client
+from mpo_client.cli.connection import Source, connect
 
 HERE = Path(__file__).parent
 FINAL = {"dpo_only": "dpo", "ppo_only": "ppo", "mpo": "ppo"}
@@ -63,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, default=Path(".demo"), help="folder of a running `mpo up`")
     parser.add_argument("--pairs", type=Path, default=HERE / "pairs.jsonl.gz")
     chosen = parser.parse_args(arguments)
-    url, key = ((chosen.state / name).read_text().strip() for name in ("url", "api-key"))
+    service = connect([Source(state=chosen.state)])
     prompts = [json.loads(line)["prompt"] for line in (HERE / "prompts.jsonl").read_text().splitlines()]
-    with Client(url, key) as client:
+    with Client(service.url, service.key) as client:
         dataset = client.datasets.wait(client.datasets.upload(chosen.pairs).id)
         rewards, wins = compare(client, train(client, dataset.id, specs()), prompts)
     print(f"\ngold reward of the answers to {len(prompts)} held-out prompts")

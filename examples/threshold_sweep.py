@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo_client import Client
+from mpo_client.cli.connection import Source, connect
 from mpo_client.jobs import Job
 
 DEADLINE_SECONDS = 24 * 3600.0
@@ -120,8 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--easy", type=float, nargs="+", default=[0.2, 0.35, 0.5, 0.65, 0.8])
     parser.add_argument("--plot", type=Path, default=Path("sweep.png"))
     chosen = parser.parse_args(arguments)
-    url, key = ((chosen.state / name).read_text().strip() for name in ("url", "api-key"))
-    with Client(url, key) as client:
+    service = connect([Source(state=chosen.state)])
+    with Client(service.url, service.key) as client:
         points = sweep(client, chosen.job, sorted(chosen.easy))
     print(table(points))
     plot(points, chosen.plot)

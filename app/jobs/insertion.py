@@ -37,6 +37,7 @@ _ALL = text(
     f"{_insert(StageRow)}"
 )
 _JOB_COLUMNS = _columns(Job.__table__)  # type: ignore[arg-type]
+_INPUT_COLUMNS = _columns(JobInput.__table__)  # type: ignore[arg-type]
 FRESH_JOB: Mapping[str, Any] = {
     **{"status": "queued", "pauses_taken": [], "pause": None, "accepts_weak": False, "weak_accepted": []},
     **{"error": None, "event_counter": 0, "started_at": None, "finished_at": None, "deleted_at": None},
@@ -69,10 +70,12 @@ def insert_jobs(tx: Transaction, new: Sequence[NewJob]) -> None:
 
     Whatever changes one of them afterwards has to read it first.
     """
-    ids = {each.job.id for each in new}
+    ids, inputs = {each.job.id for each in new}, [leaf for each in new for leaf in each.inputs]
     rows = {
         Job.__tablename__: _ENCODE([_values(each.job, _JOB_COLUMNS) for each in new]),
-        JobInput.__tablename__: _ENCODE([_input(leaf) for each in new for leaf in each.inputs]),
+        JobInput.__tablename__: _ENCODE(
+            [_values(leaf, _INPUT_COLUMNS) for each in new for leaf in each.inputs]
+        ),
         StageRow.__tablename__: f"[{','.join(row for each in new for row in _stage_rows(each))}]",
         Event.__tablename__: _ENCODE([event for event in tx.events if event["job_id"] in ids]),
     }
@@ -94,13 +97,9 @@ def written_stages(columns: Mapping[str, Mapping[str, Any]]) -> WrittenStages:
 
 def _stage_rows(new: NewJob) -> Iterable[str]:
     for stage in new.stages:
-        changing = _ENCODE({name: getattr(stage, name) for name in _CHANGING} | {"job_id": new.job.id})
+        changing = _ENCODE(_values(stage, _CHANGING) | {"job_id": new.job.id})
         yield f"{new.written[stage.name]}, {changing[1:]}"
 
 
-def _input(leaf: JobInput) -> dict[str, str | None]:
-    return {"job_id": leaf.job_id, "kind": leaf.kind, "name": leaf.name, "artifact_id": leaf.artifact_id}
-
-
-def _values(row: Job, names: Iterable[str]) -> dict[str, Any]:
+def _values(row: Job | JobInput | StageRow, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
