@@ -70,7 +70,7 @@ def insert_jobs(tx: Transaction, new: Sequence[NewJob]) -> None:
 
     Whatever changes one of them afterwards has to read it first.
     """
-    ids, inputs = {each.job.id for each in new}, [leaf for each in new for leaf in each.inputs]
+    ids = {each.job.id for each in new}
     rows = {
         Job.__tablename__: _ENCODE([_values(each.job, _JOB_COLUMNS) for each in new]),
         JobInput.__tablename__: _ENCODE(
