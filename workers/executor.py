@@ -190,25 +190,24 @@ class Performance:
         self._settle(outcome)
 
     def _child(self, task: ChildTask) -> Outcome | None:
-        keeper = self._keeper
-
-        def paused() -> bool:
-            return keeper.lost.is_set() and keeper.lost_to == RunState.PAUSED
-
-        def aborted() -> bool:
-            return keeper.lost.is_set() and not paused()
-
         def stopped() -> bool:
-            return self._stopping.is_set() or paused()
+            return self._stopping.is_set() or self._is_paused()
 
-        if aborted() or stopped():
+        if self._is_aborted() or stopped():
             # Known since the inputs were fetched, which may take long.
-            return None if aborted() else Stopped()
-        outcome = run_in_child(task, self._hear, aborted, stopped)
+            return None if self._is_aborted() else Stopped()
+        outcome = run_in_child(task, self._hear, self._is_aborted, stopped)
         logger.info("child ended: %s", type(outcome).__name__)
         if isinstance(outcome, Crashed):
             tallies.count(tallies.CRASHES, kind=self._claimed.kind)
         return outcome
+
+    def _is_paused(self) -> bool:
+        return self._keeper.lost.is_set() and self._keeper.lost_to == RunState.PAUSED
+
+    def _is_aborted(self) -> bool:
+        """The run is another attempt's, or over: what this one does counts for nothing."""
+        return self._keeper.lost.is_set() and not self._is_paused()
 
     def _hear(self, report: Report) -> None:
         if isinstance(report, Checkpointed):
@@ -217,6 +216,10 @@ class Performance:
             self._keeper.note(report)
 
     def _keep_checkpoint(self, report: Checkpointed) -> None:
+        if self._is_aborted():
+            # No row would ever name it. A child may come to a checkpoint before it is ended: where its fork
+            # server had to be started anew, the run was cancelled before the child began.
+            return
         location = stage_inputs.store_checkpoint(self._claimed, report.folder, report.step, self._storage)
 
         def record() -> None:

@@ -34,18 +34,9 @@ class Settings:
         return self.lease_seconds + GRACE_SECONDS
 
 
-LONE = (
-    "child-gpu",
-    "child-cpu",
-    "postgres",
-    "worker-gpu",
-    "worker-cpu",
-    "everything",
-    "child-gpu",
-    "child-cpu",
-)
+LONE = ("child-gpu", "child-cpu", "postgres", "worker-gpu", "worker-cpu", "everything")
 FULL = Settings(
-    storm_seconds=75, up_to_fault_seconds=4.0, longest_freeze_seconds=20.0, lone=LONE, lease_seconds=15.0
+    storm_seconds=60, up_to_fault_seconds=4.0, longest_freeze_seconds=20.0, lone=LONE, lease_seconds=15.0
 )
 # A lease shorter than the freezes, so that the slice, too, has workers that come back too late.
 SHORT = Settings(

@@ -17,7 +17,7 @@ from tests.protocol.machine import Protocol
 
 SEQUENCES = int(os.environ.get("MPO_SEQUENCES", "100"))
 SEED = int(os.environ.get("MPO_SEED", "0"))
-STEPS = 15 if SEQUENCES <= 100 else 25
+STEPS = 15 if SEQUENCES <= 100 else 20
 OF_A_PART = 100
 """So that several processes share the sequences; each part is a seed's."""
 
