@@ -1,0 +1,267 @@
+"""Sequences that are decoded together while others join and leave: none waits for the longest."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from mpo.adapted_models import AdaptedModel
+from mpo.errors import UnusableModel
+from mpo.prefix_cache import PrefixCache, joined, seeded
+from mpo.rolling_cache import Layers, RollingCache, layers_of
+
+PROMPT_TOKENS_AT_ONCE = 8192
+"""Tokens, padding with them, that one forward over prompts takes: bounds its memory."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How one sequence draws its tokens: what it gets depends on its seed and its own logits alone.
+
+    temperature 0: the likeliest. top_logprobs: how many of the likeliest tokens to return at each place.
+    """
+
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True)
+class DrawnToken:
+    """A token, its logprob under the model itself (temperature 1, whole vocabulary), in nats.
+
+    top: the likeliest (token id, logprob) there, the likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class _Row:
+    """A live sequence: its name, how it draws, and where its draws are."""
+
+    def __init__(self, name: int, draws: Draws) -> None:
+        self.name, self.draws = name, draws
+        # On the host, so that neither the batch nor the device can change them.
+        self._uniforms = np.random.default_rng(draws.seed)
+
+    def uniform(self) -> float:
+        return float(self._uniforms.random())
+
+    @property
+    def kind(self) -> tuple[float, float]:
+        return self.draws.temperature, self.draws.top_p
+
+
+class ContinuousBatch:
+    """Live sequences of one policy. Callers name them by numbers of their own, each different."""
+
+    def __init__(self, policy: PreTrainedModel, pad_id: int, prefixes: PrefixCache | None = None) -> None:
+        """prefixes: beginnings of prompts that need not be read again; good for the policy's weights only."""
+        self._policy, self._pad_id, self._prefixes = policy, pad_id, prefixes
+        self._rows: list[_Row] = []
+        self._last: list[int] = []
+        self._cache = RollingCache()
+        self._cache_argument = _cache_argument(policy)
+        if not _has_plain_cache(policy):
+            raise UnusableModel(
+                "responses cannot be drawn from this model: it keeps more than keys and values of its tokens",
+                model=policy.config.model_type,
+            )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def names(self) -> list[int]:
+        """Of the live sequences."""
+        return [row.name for row in self._rows]
+
+    @torch.no_grad()
+    def add(self, prompts: Sequence[tuple[int, list[int], Draws]]) -> dict[int, DrawnToken]:
+        """Sequences to join, by name, prompt (not empty) and draws; returns the first token of each.
+
+        Equal prompts are read once. Raises UnusableModel where the logits are not finite: none has joined.
+        """
+        distinct = list({tuple(token_ids): token_ids for _, token_ids, _ in prompts}.values())
+        logits: dict[tuple[int, ...], Tensor] = {}
+        layers: dict[tuple[int, ...], Layers] = {}
+        for part in _parts(distinct):
+            for token_ids, (row, of_row) in zip(part, self._read(part), strict=True):
+                logits[tuple(token_ids)], layers[tuple(token_ids)] = row, of_row
+        rows = [_Row(name, draws) for name, _, draws in prompts]
+        keys = [tuple(token_ids) for _, token_ids, _ in prompts]
+        tokens = self._choose(rows, torch.stack([logits[key] for key in keys]))
+        self._cache.add(joined([layers[key] for key in keys]), [len(key) for key in keys])
+        self._rows += rows
+        self._last += [token.token_id for token in tokens]
+        return {row.name: token for row, token in zip(rows, tokens, strict=True)}
+
+    @torch.no_grad()
+    def step(self) -> dict[int, DrawnToken]:
+        """The next token of each live sequence, by name. Raises UnusableModel."""
+        device, cache = self._policy.device, self._cache
+        cache.make_room()
+        starts, width = cache.starts, cache.width
+        mask = None
+        if any(starts):
+            columns = torch.arange(width + 1, device=device)
+            mask = (columns >= torch.tensor(starts, device=device)[:, None]).long()
+        logits = self._policy(
+            input_ids=torch.tensor(self._last, device=device)[:, None],
+            attention_mask=mask,
+            position_ids=torch.tensor([width - start for start in starts], device=device)[:, None],
+            use_cache=True,
+            logits_to_keep=1,
+            **{self._cache_argument: cache},
+        ).logits[:, -1]
+        cache.advance()
+        tokens = self._choose(self._rows, logits)
+        self._last = [token.token_id for token in tokens]
+        return {row.name: token for row, token in zip(self._rows, tokens, strict=True)}
+
+    def remove(self, names: Sequence[int]) -> None:
+        """Sequences that have ended."""
+        gone = set(names)
+        for place in range(len(self._rows) - 1, -1, -1):
+            if self._rows[place].name in gone:
+                self._cache.remove(place)
+                self._rows[place], self._last[place] = self._rows[-1], self._last[-1]
+                self._rows.pop()
+                self._last.pop()
+        if not self._rows:
+            self._cache = RollingCache()
+
+    def _read(self, prompts: list[list[int]]) -> list[tuple[Tensor, Layers]]:
+        """Logits after each prompt, and its keys and values."""
+        known = {} if self._prefixes is None else {tuple(p): self._prefixes.longest(p) for p in prompts}
+        whole = [p for p in prompts if known.get(tuple(p)) is None]
+        found = dict(zip(map(tuple, whole), self._read_whole(whole), strict=True)) if whole else {}
+        for prompt in prompts:
+            if (prefix := known.get(tuple(prompt))) is not None:
+                found[tuple(prompt)] = self._read_on(prompt, prefix)
+        if self._prefixes is not None:
+            for prompt in prompts:
+                self._prefixes.keep(prompt, found[tuple(prompt)][1])
+        return [found[tuple(prompt)] for prompt in prompts]
+
+    def _read_whole(self, prompts: list[list[int]]) -> list[tuple[Tensor, Layers]]:
+        width, device = max(map(len, prompts)), self._policy.device
+        padded = [[self._pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
+        starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)[:, None]
+        columns = torch.arange(width, device=device)
+        mask = (columns >= starts).long() if bool(starts.any()) else None
+        cache = DynamicCache()  # plain layers, whatever window the model attends in: rows move among columns
+        logits = self._policy(
+            input_ids=torch.tensor(padded, device=device),
+            attention_mask=mask,
+            position_ids=(columns - starts).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+            **{self._cache_argument: cache},
+        ).logits[:, -1]
+        layers = layers_of(cache)
+        return [
+            (
+                logits[row],
+                [
+                    (k[row : row + 1, :, width - len(prompt) :], v[row : row + 1, :, width - len(prompt) :])
+                    for k, v in layers
+                ],
+            )
+            for row, prompt in enumerate(prompts)
+        ]
+
+    def _read_on(self, prompt: list[int], prefix: Layers) -> tuple[Tensor, Layers]:
+        done, device = prefix[0][0].shape[2], self._policy.device
+        cache = seeded(prefix)
+        logits = self._policy(
+            input_ids=torch.tensor([prompt[done:]], device=device),
+            position_ids=torch.arange(done, len(prompt), device=device)[None],
+            use_cache=True,
+            logits_to_keep=1,
+            **{self._cache_argument: cache},
+        ).logits[:, -1]
+        return logits[0], layers_of(cache)
+
+    def _choose(self, rows: Sequence[_Row], logits: Tensor) -> list[DrawnToken]:
+        """logits: (rows, vocabulary)."""
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        if not bool(torch.isfinite(logprobs.amax(dim=-1)).all()):
+            raise UnusableModel("The model's logits are not finite.")
+        uniforms = torch.tensor([row.uniform() for row in rows], dtype=torch.float64, device=logits.device)
+        ids = _choose_by_kind(rows, logprobs, uniforms)
+        chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
+        tops = _likeliest(logprobs, max(row.draws.top_logprobs for row in rows))
+        return [
+            DrawnToken(token_id, logprob, tops[place][: row.draws.top_logprobs] if tops else [])
+            for place, (row, token_id, logprob) in enumerate(zip(rows, ids.tolist(), chosen, strict=True))
+        ]
+
+
+def choose(logprobs: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
+    """The token at which the cumulated probability passes each row's uniform draw: (rows,) ids.
+
+    logprobs: (rows, vocabulary), fp32. uniforms: (rows,), float64 in [0, 1). Temperature 0 takes the
+    likeliest; top_p below 1 draws from the smallest set of likeliest tokens that holds that probability.
+    """
+    if temperature == 0:
+        return logprobs.argmax(dim=-1)
+    # float64: the sum of 50,000 float32 probabilities is off by more than the rarest of them.
+    probabilities = torch.softmax(logprobs.double() / temperature, dim=-1)
+    if top_p < 1:
+        ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        ranked = ranked.masked_fill(ranked.cumsum(dim=-1) - ranked >= top_p, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter(1, order, ranked)
+    cumulated = probabilities.cumsum(dim=-1)
+    passed = torch.searchsorted(cumulated, uniforms[:, None] * cumulated[:, -1:], right=True)
+    return passed[:, 0].clamp(max=logprobs.shape[1] - 1)
+
+
+def _choose_by_kind(rows: Sequence[_Row], logprobs: Tensor, uniforms: Tensor) -> Tensor:
+    order = sorted(range(len(rows)), key=lambda place: rows[place].kind)
+    kinds = [(kind, list(places)) for kind, places in groupby(order, key=lambda place: rows[place].kind)]
+    if len(kinds) == 1:
+        return choose(logprobs, uniforms, *kinds[0][0])
+    ids = torch.empty(len(rows), dtype=torch.long, device=logprobs.device)
+    for kind, places in kinds:
+        here = torch.tensor(places, device=logprobs.device)
+        ids[here] = choose(logprobs[here], uniforms[here], *kind)
+    return ids
+
+
+def _likeliest(logprobs: Tensor, count: int) -> list[list[tuple[int, float]]]:
+    if count == 0:
+        return []
+    values, ids = logprobs.topk(min(count, logprobs.shape[1]), dim=-1)
+    return [list(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
+
+
+def _parts(prompts: list[list[int]]) -> list[list[list[int]]]:
+    """Prompts of like lengths together, as many as the bound takes."""
+    parts: list[list[list[int]]] = []
+    for prompt in sorted(prompts, key=len):
+        if parts and (len(parts[-1]) + 1) * len(prompt) <= PROMPT_TOKENS_AT_ONCE:
+            parts[-1].append(prompt)
+        else:
+            parts.append([prompt])
+    return parts
+
+
+def _cache_argument(policy: PreTrainedModel) -> str:
+    """transformers 5.24 renamed it, architecture by architecture."""
+    forward = policy.base.model.forward if isinstance(policy, AdaptedModel) else policy.forward
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+def _has_plain_cache(policy: PreTrainedModel) -> bool:
+    """Whether keys and values are all that the model remembers of its tokens."""
+    layers = DynamicCache(config=policy.config).layers
+    return all(type(layer).__name__ in ("DynamicLayer", "DynamicSlidingWindowLayer") for layer in layers)
