@@ -1,6 +1,6 @@
 """Confidence intervals: Wilson's for rates, the bootstrap for whatever else. Torch-free."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
 from statistics import NormalDist
 
@@ -30,6 +30,26 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple
     lower = 0.0 if successes == 0 else (centre - half) / scale
     upper = 1.0 if successes == n else (centre + half) / scale
     return lower, upper
+
+
+def rate_p_value(successes: float, n: int) -> float:
+    """Two-sided p-value of a rate of one half by the score test, whose interval is Wilson's: below 0.05 where
+    that excludes ½. 1 where nothing was observed. successes: ties counted as halves.
+    """
+    if n == 0:
+        return 1.0
+    z = abs(successes - n / 2) / sqrt(n / 4)
+    return min(1.0, 2 * NormalDist().cdf(-z))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Holm 1979): the chance of any false one below α is at most α."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
 
 
 def mean(samples: Floats) -> Floats:

@@ -63,16 +63,18 @@ def compare(
         asking = Asking(SamplerClient(redis), should_stop)
         comparing = _Comparing(config, inputs, asking)
         scores: list[list[Scored]] = []
+        tokens: list[list[float]] = []
         remaining = iter(enumerate(prompts))
         per_request = max(1, ROWS_AT_ONCE // config.sampling.n)
         while batch := list(islice(remaining, per_request)):
-            rows, batch_scores = comparing.rows(batch)
+            rows, batch_scores, batch_tokens = comparing.rows(batch)
             report_rows(rows)
             scores += batch_scores
+            tokens += batch_tokens
             progress(len(scores), len(prompts), {})
     if config.scorer is None:
         return {"win_rates": []}
-    return {"win_rates": win_rates(config.models, scores, set(config.trained_by_scorer))}
+    return {"win_rates": win_rates(config.models, scores, tokens, set(config.trained_by_scorer))}
 
 
 class Asking:
@@ -89,7 +91,9 @@ class Asking:
                 raise StageInterrupted()
             try:
                 return self._client.ask(request)
-            except (NoSampler, SamplerBusy, RedisError) as error:
+            except (NoSampler, SamplerBusy, SamplerRefused, RedisError) as error:
+                if isinstance(error, SamplerRefused) and not error.retryable:
+                    raise
                 if time.monotonic() + backoff > give_up:
                     raise NoSampler() if isinstance(error, RedisError) else error from error
                 logger.info("the sampler does not answer: %s", type(error).__name__)
@@ -105,8 +109,11 @@ class _Comparing:
         self._models = [_files(source) for source in inputs["models"]]
         self._scorer = next((_files(source) for source in inputs.get("reward_model", [])), None)
 
-    def rows(self, batch: Sequence[tuple[int, Content]]) -> tuple[Rows, list[list[Scored]]]:
-        """The rows of some prompts, with their scores: by prompt, then model, then response."""
+    def rows(
+        self, batch: Sequence[tuple[int, Content]]
+    ) -> tuple[Rows, list[list[Scored]], list[list[float]]]:
+        """The rows of some prompts; their scores by prompt, then model, then response; mean tokens by prompt,
+        then model."""
         prompts = [_wire(prompt) for _, prompt in batch]
         samples = [self._sample(files, prompts, batch[0][0]) for files in self._models]
         scores = self._score(prompts, samples)
@@ -118,7 +125,9 @@ class _Comparing:
                 for number, (sample, score) in enumerate(zip(texts[place], scored[place], strict=True))
             ]
             rows.append({"index": index, "prompt": prompt, "responses": responses})
-        return rows, [[of_model[place] for of_model in scores] for place in range(len(batch))]
+        places = range(len(batch))
+        tokens = [[_mean_tokens(of_model[place]) for of_model in samples] for place in places]
+        return rows, [[of_model[place] for of_model in scores] for place in places], tokens
 
     def _sample(self, files: ModelFiles, prompts: list[Prompt], first: int) -> list[list[SampledText]]:
         sampling = self._config.sampling
@@ -165,6 +174,10 @@ class _Comparing:
                 raise
             return [None] if len(items) == 1 else [self._rewards(scorer, [item])[0] for item in items]
         return list(reply.rewards)
+
+
+def _mean_tokens(texts: Sequence[SampledText]) -> float:
+    return sum(len(text.token_ids) for text in texts) / len(texts)
 
 
 def _identity(place: int, sample: SampledText) -> tuple[int, str, bool]:

@@ -4,43 +4,55 @@ from collections.abc import Collection, Sequence
 from itertools import combinations
 from typing import Any
 
-from mpo.intervals import wilson_interval
+import numpy as np
+
+from mpo.intervals import holm, rate_p_value, wilson_interval
+from mpo.win_rates import length_controlled_rate
 
 Scored = list[float | None]
 """One model's scores on one prompt, one a response; None where a response could not be scored."""
+SIGNIFICANT = 0.05
 
 
 def win_rates(
-    models: Sequence[str], scores: Sequence[Sequence[Scored]], trained_by_scorer: Collection[str]
+    models: Sequence[str],
+    scores: Sequence[Sequence[Scored]],
+    tokens: Sequence[Sequence[float]],
+    trained_by_scorer: Collection[str],
 ) -> list[dict[str, Any]]:
     """For each pair of models, how often the first has the higher mean score; equal ones are ties.
 
-    scores: a prompt a row, in it each model's. A tie counts as half a win; ci95 is Wilson's.
+    scores, tokens: a prompt a row, in it each model's; tokens are means over its responses. A tie counts as
+    half a win; ci95 is Wilson's; p_value that of a rate of one half, corrected by Holm over all pairs.
     """
     means = [[_mean(of_model) for of_model in row] for row in scores]
+    rates = []
+    for a, b in combinations(range(len(models)), 2):
+        longer = [row[a] - row[b] for row in tokens]
+        rate = _of_pair([(row[a], row[b]) for row in means], longer)
+        in_training = models[a] in trained_by_scorer or models[b] in trained_by_scorer
+        rates.append({"model_a": models[a], "model_b": models[b], **rate, "in_training": in_training})
+    corrected = holm([rate["p_value"] for rate in rates])
     return [
-        _of_pair(models[a], models[b], [(row[a], row[b]) for row in means])
-        | {"in_training": models[a] in trained_by_scorer or models[b] in trained_by_scorer}
-        for a, b in combinations(range(len(models)), 2)
+        rate | {"p_value": p_value, "significant": p_value < SIGNIFICANT}
+        for rate, p_value in zip(rates, corrected, strict=True)
     ]
 
 
-def _of_pair(
-    model_a: str, model_b: str, means: Sequence[tuple[float | None, float | None]]
-) -> dict[str, Any]:
-    known = [(a, b) for a, b in means if a is not None and b is not None]
-    wins, losses = sum(a > b for a, b in known), sum(a < b for a, b in known)
-    n, ties = len(known), len(known) - wins - losses
+def _of_pair(means: Sequence[tuple[float | None, float | None]], longer: Sequence[float]) -> dict[str, Any]:
+    known = [(a, b, more) for (a, b), more in zip(means, longer, strict=True) if not (a is None or b is None)]
+    outcomes = np.array([1.0 if a > b else 0.0 if a < b else 0.5 for a, b, _ in known])
+    wins, losses, n = int((outcomes == 1).sum()), int((outcomes == 0).sum()), len(outcomes)
+    points = float(outcomes.sum())
     return {
-        "model_a": model_a,
-        "model_b": model_b,
         "wins": wins,
         "losses": losses,
-        "ties": ties,
-        "win_rate": (wins + ties / 2) / n if n else None,
-        "ci95": list(wilson_interval(wins + ties / 2, n)),
-        "length_controlled": None,
+        "ties": n - wins - losses,
+        "win_rate": points / n if n else None,
+        "ci95": list(wilson_interval(points, n)),
+        "length_controlled": length_controlled_rate(outcomes, np.array([more for *_, more in known])),
         "n": n,
+        "p_value": rate_p_value(points, n),
     }
 
 

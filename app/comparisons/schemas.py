@@ -80,7 +80,11 @@ class ComparisonRowView(View):
 
 
 class WinRate(View):
-    """How often model_a has the higher mean score; a tie counts half. in_training: the scorer trained one."""
+    """How often model_a has the higher mean score; a tie counts half. in_training: the scorer trained one.
+
+    length_controlled: the rate if both responses were equally long; null where that cannot be told. p_value:
+    of a rate of one half, corrected by Holm over the comparison's pairs; significant: it is below 0.05.
+    """
 
     model_a: str
     model_b: str
@@ -92,6 +96,8 @@ class WinRate(View):
     length_controlled: float | None
     n: int
     in_training: bool
+    p_value: float | None = None
+    significant: bool | None = None
 
 
 class ComparisonProgress(View):

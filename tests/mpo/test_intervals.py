@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mpo.intervals import bootstrap_interval, wilson_interval
+from mpo.intervals import bootstrap_interval, holm, rate_p_value, wilson_interval
 
 
 def test_wilson_interval_equals_numbers_worked_by_hand() -> None:
@@ -112,3 +112,27 @@ def test_bootstrap_over_prompts_covers_where_one_over_responses_does_not() -> No
         by_response.append(bootstrap_interval(rewards.ravel(), seed=trial, resamples=300))
     assert coverage(*np.array(by_prompt).T, truth=0) >= 0.90
     assert coverage(*np.array(by_response).T, truth=0) <= 0.60
+
+
+def test_the_p_value_agrees_with_the_interval() -> None:
+    for n in (7, 50, 400):
+        for successes in range(n + 1):
+            lower, upper = wilson_interval(successes, n)
+            assert (rate_p_value(successes, n) < 0.05) == (not lower <= 0.5 <= upper)
+    assert rate_p_value(0, 0) == 1.0
+
+
+def test_holm_s_correction_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_keeps_the_chance_of_any_false_finding() -> None:
+    """Six pairs of equal models over 100 prompts each, 2,000 times."""
+    generator = np.random.default_rng(0)
+    wins = generator.binomial(100, 0.5, size=(2000, 6))
+    false = [min(holm([rate_p_value(int(w), 100) for w in row])) < 0.05 for row in wins]
+    bare = [min(rate_p_value(int(w), 100) for w in row) < 0.05 for row in wins]
+    assert sum(false) / 2000 <= 0.05 + 0.015
+    assert sum(bare) / 2000 > 0.2
