@@ -1,5 +1,6 @@
 """Errors -> application/problem+json (RFC 9457), with the member `error` that OpenAI's SDK understands."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -76,6 +77,11 @@ def problem_response(scope: Scope, error: ServiceError, errors: Sequence[FieldEr
     problem = _problem(str(scope.get("state", {}).get("request_id", "")), error, errors)
     content = {**_facts(error), **problem.model_dump(mode="json")}
     return JSONResponse(content, error.status, headers=_headers(error), media_type=MEDIA_TYPE)
+
+
+def openai_error(error: ServiceError) -> bytes:
+    """The member `error` alone, for a stream that has begun."""
+    return json.dumps({"error": _problem("", error, ()).error.model_dump()}).encode()
 
 
 def _problem(request_id: str, error: ServiceError, errors: Sequence[FieldError]) -> Problem:

@@ -73,6 +73,8 @@ class SampleRequest(Wire):
     stop: list[str] = []
     logprobs: int | None = None
     echo: bool = False
+    stream: bool = False
+    """Whether parts are told as they come; the reply itself holds everything all the same."""
 
 
 class SampledText(Wire):
@@ -99,6 +101,31 @@ class SampleReply(Wire):
 
     op: Literal["sample"] = "sample"
     results: list[PromptSamples]
+
+
+class SamplePart(Wire):
+    """What one response has got since the last part; index counts through the prompts, n for each.
+
+    The logprob fields are of the tokens that the text holds in full by now, and not of those told before.
+    offset, token_offset: characters and tokens told before. A sampler that takes over begins anew, and the
+    same seed gives the same text: so whoever reads leaves out what has come already.
+    """
+
+    index: int
+    text: str
+    offset: int = 0
+    token_offset: int = 0
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+    text_offset: list[int] | None = None
+
+
+class SampleParts(Wire):
+    """Before the reply to a request that asks for a stream: what its responses have got."""
+
+    op: Literal["parts"] = "parts"
+    parts: list[SamplePart]
 
 
 class ScoreItem(Wire):
@@ -170,7 +197,8 @@ Request = Annotated[
     SampleRequest | ScoreRequest | TokenizeRequest | DetokenizeRequest, Field(discriminator="op")
 ]
 Reply = Annotated[
-    SampleReply | ScoreReply | TokenizeReply | DetokenizeReply | ErrorReply, Field(discriminator="op")
+    SampleReply | SampleParts | ScoreReply | TokenizeReply | DetokenizeReply | ErrorReply,
+    Field(discriminator="op"),
 ]
 
 
@@ -193,6 +221,7 @@ class SamplerRefused(ServiceError):
         super().__init__(reply.detail, param=reply.param)
         self.code, self.status, self.title = reply.code, reply.status, "The model cannot do this"  # type: ignore[misc]
         self.param = reply.param
+        self.retryable = reply.status == Unavailable.status  # type: ignore[misc]
 
 
 class NoSampler(Unavailable):

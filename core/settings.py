@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     sampler_memory_bytes: NonNegativeInt = Field(
         4 << 30, description="Memory the sampler may spend on loaded models."
     )
+    sampler_pinned_models: tuple[str, ...] = Field(
+        (), description="Names of models that the sampler keeps once it has loaded them, as a JSON list."
+    )
     torch_threads: NonNegativeInt = Field(
         0, description="CPU threads of a training child; 0 = torch's choice."
     )

@@ -1,5 +1,6 @@
 """From a request for a model, by name, to the sampler's reply."""
 
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -43,8 +44,16 @@ class Asking:
         except ClientGone as gone:
             raise Abandoned() from gone
 
+    def stream(self, request: SamplerRequest) -> AsyncGenerator[Any, None]:
+        """The parts of the reply, and the reply. Raises as `ask` does; who is gone closes it."""
+        return self._gateway.stream(request, _stays)
+
 
 AskingDep = Annotated[Asking, Depends(Asking)]
+
+
+async def _stays() -> bool:
+    return False
 
 
 def _locate(owner: str, name: str) -> ModelFiles:

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,6 +22,7 @@ from core.sampling import (
     ErrorReply,
     NoSampler,
     Request,
+    SampleParts,
     SamplerBusy,
     SamplerRefused,
     envelope,
@@ -41,28 +44,50 @@ class ClientGone(Exception):
     """Nobody waits for this answer any more."""
 
 
+@dataclass(eq=False)
+class _Asked:
+    """A request on its way. lost: looks at which its entry was gone, and no reply there."""
+
+    envelope: Envelope
+    entry_id: bytes | str
+    replies: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
+    lost: int = 0
+
+
 class SamplerGateway:
     """One a process; holds no connection before the first request."""
 
     def __init__(self) -> None:
         self._process_id = new_id("request")
         self._redis: Redis | None = None
-        self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._waiting: dict[str, asyncio.Queue[Any]] = {}
         self._reader: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def ask(self, request: Request, is_gone: Callable[[], Awaitable[bool]]) -> Any:
         """The reply. Raises SamplerRefused, NoSampler, SamplerBusy, ClientGone."""
+        async with aclosing(self.stream(request, is_gone)) as replies:
+            async for reply in replies:
+                if not isinstance(reply, SampleParts):
+                    return reply
+        raise AssertionError("a reply ends every stream")
+
+    async def stream(
+        self, request: Request, is_gone: Callable[[], Awaitable[bool]]
+    ) -> AsyncGenerator[Any, None]:
+        """The parts of a reply as they come, and last the reply itself. Raises as `ask` does."""
         try:
-            reply = await self._ask(request, is_gone)
+            async for reply in self._stream(request, is_gone):
+                if isinstance(reply, ErrorReply):
+                    raise SamplerRefused(reply)
+                yield reply
         except (RedisError, OSError) as error:
             logger.warning("Redis: %s", type(error).__name__)
             raise NoSampler("Redis is away: try again in a few seconds") from error
-        if isinstance(reply, ErrorReply):
-            raise SamplerRefused(reply)
-        return reply
 
     async def close(self) -> None:
         """End the task and the connections."""
+        await asyncio.gather(*self._ending)
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
@@ -70,36 +95,59 @@ class SamplerGateway:
             await self._redis.aclose()
         self._reader = self._redis = None
 
-    async def _ask(self, request: Request, is_gone: Callable[[], Awaitable[bool]]) -> Any:
+    async def _stream(
+        self, request: Request, is_gone: Callable[[], Awaitable[bool]]
+    ) -> AsyncGenerator[Any, None]:
         redis = self._connect()
         if not await redis.exists(ALIVE):
             raise NoSampler()
         if int(await redis.xlen(REQUESTS)) >= MAX_PENDING_REQUESTS:
             raise SamplerBusy()
-        asked = envelope(request, self._process_id)
-        future = self._waiting[asked.id] = asyncio.get_running_loop().create_future()
-        entry_id = None
+        sent = envelope(request, self._process_id)
+        replies = self._waiting[sent.id] = asyncio.Queue()
+        asked, answered = None, False
         try:
-            entry_id = await redis.xadd(REQUESTS, {"body": asked.model_dump_json()})
-            return await self._wait(asked, future, is_gone)
+            asked = _Asked(sent, await redis.xadd(REQUESTS, {"body": sent.model_dump_json()}), replies)
+            while not answered:
+                reply = await self._next(asked, is_gone)
+                answered = not isinstance(reply, SampleParts)
+                yield reply
         finally:
-            del self._waiting[asked.id]
-            if entry_id is not None and not future.done():
-                await self._take_back(redis, entry_id)
+            del self._waiting[sent.id]
+            if asked is not None and not answered:
+                # A task of its own: where the client is gone, this one is cancelled at its next await.
+                ending = asyncio.create_task(self._take_back(redis, asked.entry_id))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
 
-    async def _wait(
-        self, asked: Envelope, future: "asyncio.Future[Any]", is_gone: Callable[[], Awaitable[bool]]
-    ) -> Any:
-        redis = self._connect()
-        while time.time() < asked.deadline:
-            done, _ = await asyncio.wait({future}, timeout=LOOK_SECONDS)
-            if done:
-                return future.result()
-            if await is_gone():
-                raise ClientGone
-            if not await redis.exists(ALIVE):
-                raise NoSampler()
+    async def _next(self, asked: _Asked, is_gone: Callable[[], Awaitable[bool]]) -> Any:
+        """The next reply to a request."""
+        while time.time() < asked.envelope.deadline:
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    reply = await asked.replies.get()
+            except TimeoutError:
+                if await is_gone():
+                    raise ClientGone from None
+                await self._look_for(asked)
+            else:
+                if isinstance(reply, NoSampler):
+                    raise reply
+                return reply
         raise NoSampler("The sampler did not answer in time")
+
+    async def _look_for(self, asked: _Asked) -> None:
+        """Raises NoSampler where nobody will answer."""
+        redis = self._connect()
+        if not await redis.exists(ALIVE):
+            raise NoSampler()
+        # An answered request leaves the stream as its reply is sent: so at the next look the reply is here.
+        if await redis.xrange(REQUESTS, asked.entry_id, asked.entry_id):
+            asked.lost = 0
+        elif asked.lost:
+            raise NoSampler("The request was lost: Redis has come back empty")
+        else:
+            asked.lost += 1
 
     async def _take_back(self, redis: "Redis", entry_id: bytes | str) -> None:
         """Take a request that nobody waits for out of the queue."""
@@ -136,11 +184,11 @@ class SamplerGateway:
                     self._resolve(fields)
 
     def _resolve(self, fields: dict[bytes, bytes]) -> None:
-        future = self._waiting.get(fields.get(b"id", b"").decode())
-        if future is None or future.done():
+        replies = self._waiting.get(fields.get(b"id", b"").decode())
+        if replies is None:
             return
         try:
-            future.set_result(REPLIES.validate_json(fields[b"body"]))
+            replies.put_nowait(REPLIES.validate_json(fields[b"body"]))
         except ValidationError as error:
-            future.set_exception(NoSampler("The sampler's answer cannot be read; is it of another version?"))
+            replies.put_nowait(NoSampler("The sampler's answer cannot be read; is it of another version?"))
             logger.warning("a reply that cannot be read: %d faults", error.error_count())

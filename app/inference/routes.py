@@ -1,5 +1,7 @@
 """Sampling from models, scoring with reward models, and their tokens."""
 
+from typing import Any
+
 from fastapi import APIRouter
 
 from app.dependencies import ReadCaller
@@ -15,25 +17,36 @@ from app.inference.schemas import (
     TokenizeBody,
     Tokens,
 )
+from app.inference.streaming import Stream
 from app.inference.views import ChatCompletion, Completion
 from app.problems import responses
 
 router = APIRouter(tags=["inference"], responses=responses(400, 404, 429, 503))
 
 
-@router.post("/v1/completions")
-async def create_completion(caller: ReadCaller, body: CompletionBody, asking: AskingDep) -> Completion:
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+
+@router.post("/v1/completions", response_model=Completion, responses=STREAMED)
+async def create_completion(
+    caller: ReadCaller, body: CompletionBody, asking: AskingDep
+) -> Completion | Stream:
     """Continue one or more prompts, in the shape of OpenAI's completions.
 
     `model` is a base model's name or `job_…:stage`. With `echo`, `max_tokens: 0` only scores the prompt. The
-    same request with the same seed gives the same text. A prompt beyond the model's context is 400
+    same request with the same seed gives the same text. With `stream`, the text comes as server-sent events,
+    and ends with `[DONE]`. A prompt beyond the model's context is 400
     `context_length_exceeded`.
     """
     return await service.create_completion(asking, caller.owner, body)
 
 
-@router.post("/v1/chat/completions")
-async def create_chat_completion(caller: ReadCaller, body: ChatBody, asking: AskingDep) -> ChatCompletion:
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED)
+async def create_chat_completion(
+    caller: ReadCaller, body: ChatBody, asking: AskingDep
+) -> ChatCompletion | Stream:
     """Continue a conversation, in the shape of OpenAI's chat completions; the model needs a chat template."""
     return await service.create_chat_completion(asking, caller.owner, body)
 

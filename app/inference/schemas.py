@@ -27,6 +27,12 @@ Stops = Annotated[
 ]
 
 
+class StreamOptions(OpenAIBody):
+    """include_usage: the last event counts the tokens."""
+
+    include_usage: bool = False
+
+
 class SamplingFields(OpenAIBody):
     """What completions and chat completions share."""
 
@@ -36,7 +42,8 @@ class SamplingFields(OpenAIBody):
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="The same seed gives the same text.")
     stop: Stops = Field([], description="A string or a list of them; a text ends before the first.")
-    stream: bool = False
+    stream: bool = Field(False, description="Tell the text as it comes, as server-sent events.")
+    stream_options: StreamOptions = Field(default_factory=lambda: StreamOptions())
 
     @model_validator(mode="before")
     @classmethod

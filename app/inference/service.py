@@ -1,6 +1,9 @@
 """Completions, rewards and tokens: one request to the sampler each."""
 
+import secrets
+
 from app.inference.asking import Asking
+from app.inference.chunks import ChatChunks, CompletionChunks
 from app.inference.schemas import (
     MAX_SEQUENCES,
     ChatBody,
@@ -14,6 +17,7 @@ from app.inference.schemas import (
     TokenizeBody,
     Tokens,
 )
+from app.inference.streaming import Stream
 from app.inference.views import ChatCompletion, Completion, chat_completion, completion
 from core.errors import Unprocessable
 from core.sampling import (
@@ -31,9 +35,8 @@ from core.sampling import (
 )
 
 
-async def create_completion(asking: Asking, owner: str, body: CompletionBody) -> Completion:
+async def create_completion(asking: Asking, owner: str, body: CompletionBody) -> Completion | Stream:
     """Responses to texts or token ids."""
-    _refuse_streaming(body)
     if len(body.prompts) * body.n > MAX_SEQUENCES:
         raise Unprocessable(
             f"Prompts times n may be {MAX_SEQUENCES} at most", loc=("body", "prompt"), maximum=MAX_SEQUENCES
@@ -41,19 +44,25 @@ async def create_completion(asking: Asking, owner: str, body: CompletionBody) ->
     files = await asking.locate(owner, body.model)
     prompts: list[Prompt] = list(body.prompts)
     request = _sample_request(body, files, prompts, body.max_tokens, body.logprobs, echo=body.echo)
+    if body.stream:
+        chunks = CompletionChunks(body.model, include_usage=body.stream_options.include_usage)
+        return await Stream.begin(asking.stream(request), chunks)
     reply: SampleReply = await asking.ask(request)
     return completion(body.model, reply)
 
 
-async def create_chat_completion(asking: Asking, owner: str, body: ChatBody) -> ChatCompletion:
+async def create_chat_completion(asking: Asking, owner: str, body: ChatBody) -> ChatCompletion | Stream:
     """What the assistant says next in a conversation."""
-    _refuse_streaming(body)
     files = await asking.locate(owner, body.model)
     messages = [message.to_message() for message in body.messages]
     max_tokens = body.max_completion_tokens or body.max_tokens
     request = _sample_request(
         body, files, [messages], max_tokens, body.top_logprobs if body.logprobs else None, echo=False
     )
+    if body.stream:
+        usage = body.stream_options.include_usage
+        chunks = ChatChunks(body.model, body.n, body.top_logprobs, include_usage=usage)
+        return await Stream.begin(asking.stream(request), chunks)
     reply: SampleReply = await asking.ask(request)
     return chat_completion(body.model, reply, body.top_logprobs)
 
@@ -104,13 +113,10 @@ def _sample_request(
         max_tokens=max_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
-        seed=body.seed,
+        # Drawn here: a sampler that takes over from one that died has to give the same text.
+        seed=secrets.randbits(63) if body.seed is None else body.seed,
         stop=body.stop,
         logprobs=logprobs,
         echo=echo,
+        stream=body.stream,
     )
-
-
-def _refuse_streaming(body: SamplingFields) -> None:
-    if body.stream:
-        raise Unprocessable("Streaming is not available yet; send false", loc=("body", "stream"))

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from core.ids import new_id
-from core.sampling import PromptSamples, SampledText, SampleReply
+from core.sampling import PromptSamples, SampledText, SamplePart, SampleReply
 
 FinishReason = Literal["stop", "length"]
 
@@ -102,7 +102,7 @@ def completion(model: str, reply: SampleReply) -> Completion:
     samples = [sample for result in reply.results for sample in result.samples]
     choices = [
         CompletionChoice(
-            index=index, text=s.text, finish_reason=s.finish_reason, logprobs=_completion_logprobs(s)
+            index=index, text=s.text, finish_reason=s.finish_reason, logprobs=completion_logprobs(s)
         )
         for index, s in enumerate(samples)
     ]
@@ -111,7 +111,7 @@ def completion(model: str, reply: SampleReply) -> Completion:
         created=int(time.time()),
         model=model,
         choices=choices,
-        usage=_usage(reply.results),
+        usage=usage_of(reply.results),
     )
 
 
@@ -122,7 +122,7 @@ def chat_completion(model: str, reply: SampleReply, top_logprobs: int) -> ChatCo
             index=index,
             message=AssistantMessage(content=sample.text),
             finish_reason=sample.finish_reason,
-            logprobs=_chat_logprobs(sample, top_logprobs),
+            logprobs=chat_logprobs(sample, top_logprobs),
         )
         for index, sample in enumerate(reply.results[0].samples)
     ]
@@ -131,17 +131,19 @@ def chat_completion(model: str, reply: SampleReply, top_logprobs: int) -> ChatCo
         created=int(time.time()),
         model=model,
         choices=choices,
-        usage=_usage(reply.results),
+        usage=usage_of(reply.results),
     )
 
 
-def _usage(results: list[PromptSamples]) -> Usage:
+def usage_of(results: list[PromptSamples]) -> Usage:
+    """What a reply came to."""
     prompt = sum(result.prompt_tokens for result in results)
     drawn = sum(len(sample.token_ids) for result in results for sample in result.samples)
     return Usage(prompt_tokens=prompt, completion_tokens=drawn, total_tokens=prompt + drawn)
 
 
-def _completion_logprobs(sample: SampledText) -> CompletionLogprobs | None:
+def completion_logprobs(sample: SampledText | SamplePart) -> CompletionLogprobs | None:
+    """Of the tokens that a response or a part of it shows."""
     if sample.tokens is None:
         return None
     return CompletionLogprobs(
@@ -152,7 +154,8 @@ def _completion_logprobs(sample: SampledText) -> CompletionLogprobs | None:
     )
 
 
-def _chat_logprobs(sample: SampledText, count: int) -> ChatLogprobs | None:
+def chat_logprobs(sample: SampledText | SamplePart, count: int) -> ChatLogprobs | None:
+    """Of the tokens that a response or a part of it shows."""
     if sample.tokens is None:
         return None
     places = zip(sample.tokens, sample.token_logprobs or [], sample.top_logprobs or [], strict=True)

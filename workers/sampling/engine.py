@@ -1,13 +1,17 @@
-"""Answers requests: renders prompts, samples and scores them together, spells what came out."""
+"""Answers requests: those to sample go on side by side, a token of each at a turn; the others at once."""
 
-from collections.abc import Sequence
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from math import isfinite
+from typing import Protocol
 
 from core.sampling import (
     DetokenizeReply,
     DetokenizeRequest,
     Reply,
-    Request,
+    SampleReply,
     SampleRequest,
     ScoreReply,
     ScoreRequest,
@@ -17,45 +21,183 @@ from core.sampling import (
 from mpo.errors import MPOError, UnusableModel
 from mpo.reward_model.score import score_responses
 from mpo.tokenization import encode_prompt
-from workers.sampling.batch import PreparedRequest, StillWanted, prepare, sample_together
-from workers.sampling.model_cache import ModelCache
+from workers.sampling.answering import Answering
+from workers.sampling.mailbox import Mail
+from workers.sampling.model_batch import Asked, ModelBatch
+from workers.sampling.model_cache import Loading, ModelCache, NoRoom
+from workers.sampling.prompt_logprobs import TokenLogprobs, prompt_logprobs
 from workers.sampling.prompts import check_ids, contents, encode_items
 from workers.sampling.refusals import error_reply
 
+LOAD_PATIENCE_SECONDS = 5.0
+"""Whoever asks for a model that is being loaded waits so long, and is asked to come again then."""
+LOOK_SECONDS = 0.5
+"""How often the engine looks whether anybody still waits for what it does."""
+
+logger = logging.getLogger(__name__)
+
+
+class Outbox(Protocol):
+    """Where replies go."""
+
+    def answer(self, mail: Mail, reply: Reply) -> None:
+        """The reply to a request, which is then forgotten."""
+
+    def tell(self, mail: Mail, reply: Reply) -> None:
+        """A part of the reply, before it."""
+
+    def drop(self, mail: Mail) -> None:
+        """No reply: nobody waits for it."""
+
+    def withdrawn(self, mails: Sequence[Mail]) -> list[Mail]:
+        """Those that whoever asked has taken back."""
+
 
 class Engine:
-    """Answers groups of requests with the models of a cache; for one thread."""
+    """For one thread."""
 
-    def __init__(self, cache: ModelCache) -> None:
-        self._cache = cache
+    def __init__(
+        self, cache: ModelCache, outbox: Outbox, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cache, self._outbox, self._clock = cache, outbox, clock
+        self._new: deque[tuple[Mail, float]] = deque()
+        self._batches: dict[str, ModelBatch] = {}
+        self._unsent: deque[tuple[Mail, Reply]] = deque()
+        self._alone: deque[Mail] = deque()
+        self._next_look = 0.0
 
-    def answer(self, requests: Sequence[Request], wanted: StillWanted) -> list[Reply | None]:
-        """A reply to each request of one group, in order; None where it is wanted no more.
+    @property
+    def is_idle(self) -> bool:
+        """Whether a turn would do nothing."""
+        return not (self._new or self._batches or self._unsent or self._alone)
 
-        A group's requests are alike by `workers.sampling.grouping.group_key`.
+    @property
+    def waits(self) -> bool:
+        """Whether there is nothing to do but to wait for a model."""
+        return not (self._batches or self._unsent or self._alone)
+
+    def take(self, mail: Mail) -> None:
+        """A request to answer."""
+        self._new.append((mail, self._clock()))
+
+    def turn(self) -> None:
+        """Start what can be started, draw a token of each response, send what is done.
+
+        Raises what the outbox raises; what could not be sent is kept for the next turn.
         """
-        samples = [request for request in requests if isinstance(request, SampleRequest)]
-        if samples:
-            return self._sample_group(samples, wanted)
-        return [self._answer_one(request) for request in requests]
+        while self._unsent:
+            self._outbox.answer(*self._unsent[0])
+            self._unsent.popleft()
+        self._let_go_of_what_nobody_awaits()
+        for _ in range(len(self._new)):
+            mail, since = self._new.popleft()
+            if not self._start(mail, since):
+                self._new.append((mail, since))
+        if self._alone and not self._batches:
+            self._start(self._alone.popleft(), 0.0)
+        for key, batch in list(self._batches.items()):
+            self._advance(key, batch)
 
-    def _answer_one(self, request: Request) -> Reply:
+    def _start(self, mail: Mail, since: float) -> bool:
+        """False where its model is not there yet."""
+        request = mail.envelope.request
         try:
-            match request:
-                case ScoreRequest():
-                    return self._score(request)
-                case TokenizeRequest():
-                    return self._tokenize(request)
-                case DetokenizeRequest():
-                    return self._detokenize(request)
-            raise AssertionError(request.op)
+            if isinstance(request, SampleRequest):
+                self._join(mail, request)
+            else:
+                self._reply(mail, self._answer_now(request))
+        except NoRoom:
+            return False
+        except Loading as loading:
+            if self._clock() - since < LOAD_PATIENCE_SECONDS:
+                return False
+            self._reply(mail, error_reply(loading))
         except Exception as error:
-            return error_reply(error)  # a border: no request may end the process
+            self._reply(mail, error_reply(error))  # a border: no request may end the process
+        return True
+
+    def _join(self, mail: Mail, request: SampleRequest) -> None:
+        key = request.model.sha256
+        if key not in self._batches:
+            in_use = set(self._batches)
+            model = self._cache.model(request.model, "policy", in_use)
+            batch = ModelBatch(model, self._cache.tokenizer(request.model))
+        else:
+            batch = self._batches[key]
+        asked = Asked(mail, Answering(request, batch.loaded))
+        self._batches[key] = batch
+        batch.join(asked)
+
+    def _advance(self, key: str, batch: ModelBatch) -> None:
+        try:
+            complete = batch.turn()
+        except Exception as error:
+            del self._batches[key]
+            self._fail(batch, error)
+            return
+        if not batch.asked:
+            del self._batches[key]
+        for asked in complete:
+            self._complete(batch, asked)
+        for asked in batch.asked:
+            if (parts := asked.answering.parts()) is not None:
+                self._outbox.tell(asked.mail, parts)
+
+    def _complete(self, batch: ModelBatch, asked: Asked) -> None:
+        try:
+            reply: Reply = _sampled(batch, asked.answering)
+        except Exception as error:
+            reply = error_reply(error)
+        self._reply(asked.mail, reply)
+
+    def _fail(self, batch: ModelBatch, error: Exception) -> None:
+        """An error that nobody foresaw, such as too little memory: each request is tried alone."""
+        if len(batch.asked) == 1 or isinstance(error, MPOError):
+            for asked in batch.asked:
+                self._reply(asked.mail, error_reply(error))
+        else:
+            logger.warning("%d requests are tried one by one: %s", len(batch.asked), type(error).__name__)
+            self._alone += [asked.mail for asked in batch.asked]
+
+    def _let_go_of_what_nobody_awaits(self) -> None:
+        now = time.time()
+        # One after its deadline costs more than the look for it.
+        if self._clock() < self._next_look:
+            return
+        self._next_look = self._clock() + LOOK_SECONDS
+        asked = [(batch, asked) for batch in self._batches.values() for asked in batch.asked]
+        mails = [each.mail for _, each in asked] + [mail for mail, _ in self._new] + list(self._alone)
+        if not mails:
+            return
+        late = [mail for mail in mails if mail.envelope.deadline < now]
+        gone = {mail.entry_id for mail in (*late, *self._outbox.withdrawn(mails))}
+        for batch in list(self._batches.values()):
+            batch.leave([each for each in batch.asked if each.mail.entry_id in gone])
+        self._batches = {key: batch for key, batch in self._batches.items() if batch.asked}
+        self._new = deque(item for item in self._new if item[0].entry_id not in gone)
+        self._alone = deque(mail for mail in self._alone if mail.entry_id not in gone)
+        for mail in mails:
+            if mail.entry_id in gone:
+                self._outbox.drop(mail)
+
+    def _reply(self, mail: Mail, reply: Reply) -> None:
+        self._unsent.append((mail, reply))
+        self._outbox.answer(mail, reply)
+        self._unsent.pop()
+
+    def _answer_now(self, request: ScoreRequest | TokenizeRequest | DetokenizeRequest) -> Reply:
+        match request:
+            case ScoreRequest():
+                return self._score(request)
+            case TokenizeRequest():
+                return self._tokenize(request)
+            case DetokenizeRequest():
+                return self._detokenize(request)
 
     def _score(self, request: ScoreRequest) -> ScoreReply:
-        model = self._cache.model(request.model, "reward_model")
+        held = self._cache.model(request.model, "reward_model", set(self._batches))
         prompts, responses = encode_items(request, self._cache.tokenizer(request.model))
-        rewards = [float(reward) for reward in score_responses(model, prompts, responses)]
+        rewards = [float(reward) for reward in score_responses(held.model, prompts, responses)]
         if not all(map(isfinite, rewards)):
             raise UnusableModel("The reward model's scores are not finite.")
         return ScoreReply(rewards=rewards)
@@ -74,31 +216,11 @@ class Engine:
         token_ids = check_ids(request.token_ids, loaded, param="token_ids")
         return DetokenizeReply(text=loaded.speller.text(token_ids))
 
-    def _sample_group(self, requests: list[SampleRequest], wanted: StillWanted) -> list[Reply | None]:
-        replies: list[Reply | None] = [None] * len(requests)
-        prepared: list[PreparedRequest] = []
-        for number, request in enumerate(requests):
-            try:
-                self._cache.model(request.model, "policy")
-                prepared.append(prepare(number, request, self._cache.tokenizer(request.model)))
-            except Exception as error:
-                replies[number] = error_reply(error)  # one request's fault is not the others'
-        for number, reply in self._sample_prepared(prepared, wanted).items():
-            replies[number] = reply
-        return replies
 
-    def _sample_prepared(self, prepared: Sequence[PreparedRequest], wanted: StillWanted) -> dict[int, Reply]:
-        if not prepared:
-            return {}
-        files = prepared[0].request.model
-        try:
-            model, loaded = self._cache.model(files, "policy"), self._cache.tokenizer(files)
-            return dict(sample_together(model, loaded, prepared, wanted))
-        except Exception as error:
-            if len(prepared) == 1 or isinstance(error, MPOError):
-                return {item.number: error_reply(error) for item in prepared}
-        # Something that nobody foresaw, such as too little memory: each request alone.
-        alone: dict[int, Reply] = {}
-        for item in prepared:
-            alone |= self._sample_prepared([item], wanted)
-        return alone
+def _sampled(batch: ModelBatch, answering: Answering) -> SampleReply:
+    request, prompts = answering.request, answering.prompts
+    echoed: Sequence[list[TokenLogprobs | None] | None] = [None] * len(prompts)
+    if request.echo and request.logprobs is not None:
+        pad_id, token_ids = batch.loaded.terminators.pad_id, [prompt.token_ids for prompt in prompts]
+        echoed = prompt_logprobs(batch.model.model, token_ids, pad_id, request.logprobs)
+    return answering.reply(echoed)

@@ -69,8 +69,8 @@ class Mailbox:
             self._redis.delete(ALIVE)
 
     def receive(self, wait_seconds: float) -> list[Mail]:
-        """New requests, after waiting for one; those past their deadline are dropped."""
-        milliseconds = max(1, int(wait_seconds * 1000))
+        """New requests, after waiting for one (0: not at all); those past their deadline are dropped."""
+        milliseconds = max(1, int(wait_seconds * 1000)) if wait_seconds else None
         answer: Any = self._redis.xreadgroup(
             GROUP, self._consumer, {REQUESTS: ">"}, count=ENTRIES_AT_ONCE, block=milliseconds
         )
@@ -106,6 +106,18 @@ class Mailbox:
         pipe.expire(envelope.reply_to, REPLY_TTL_SECONDS)
         self._forget(pipe, [mail.entry_id])
         pipe.execute()
+
+    def tell(self, mail: Mail, reply: Reply) -> None:
+        """Send a part of a reply."""
+        fields: dict[Any, Any] = {"id": mail.envelope.id, "body": reply.model_dump_json()}
+        self._redis.xadd(mail.envelope.reply_to, fields, maxlen=MAX_REPLIES, approximate=True)
+
+    def withdrawn(self, mails: Sequence[Mail]) -> list[Mail]:
+        """Those that are in the stream no more: whoever asked has taken them back, or Redis has lost them."""
+        pipe = self._redis.pipeline(transaction=False)
+        for mail in mails:
+            pipe.xrange(REQUESTS, mail.entry_id, mail.entry_id)
+        return [mail for mail, found in zip(mails, pipe.execute(), strict=True) if not found]
 
     def _open_all(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Mail]:
         mails = []

@@ -1,8 +1,13 @@
 """Loaded models within a memory budget: the least recently used one goes first."""
 
 import json
+import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -10,15 +15,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.sampling import ModelFiles
 from core.storage import Storage
+from mpo.errors import MPOError
 from mpo.lengths import named_context, text_settings
 from mpo.policies import load_policy, load_reward_model, training_device
+from mpo.prefix_cache import PrefixCache
 from mpo.tokenization import Terminators, load_tokenizer, terminators
-from workers.sampling.refusals import Refused
+from workers.sampling.refusals import LOADING, Refused
 from workers.sampling.spelling import Speller
 
 Kind = Literal["policy", "reward_model"]
 DEFAULT_CONTEXT_TOKENS = 1024
 MAX_TOKENIZERS = 64
+PREFIX_BYTES = 64 << 20
+"""Of keys and values of prompts, a model."""
+SOON_BYTES, SOON_SECONDS = 256 << 20, 1.0
+"""Where nothing else is to be done, a small model is waited for."""
 WEIGHTS = "*.safetensors"
 
 
@@ -32,7 +43,7 @@ class LoadedTokenizer:
     vocabulary: int
     context_tokens: int
 
-    @property
+    @cached_property
     def terminators(self) -> Terminators:
         """What ends a response; raises UnusableModel where nothing does."""
         return terminators(self.folder, self.tokenizer)
@@ -40,24 +51,56 @@ class LoadedTokenizer:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory; `bytes` are its parameters'."""
+    """A model in memory; `weight_bytes` are its parameters'. prefixes: of prompts that it has read."""
 
     model: PreTrainedModel
-    bytes: int
+    weight_bytes: int
+    prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(PREFIX_BYTES))
+
+    @property
+    def bytes(self) -> int:
+        """All that it holds while it answers nothing."""
+        return self.weight_bytes + self.prefixes.bytes
+
+
+class NoRoom(Exception):
+    """All memory is taken by models that are answering: wait until one of them has nothing to do."""
+
+
+class Loading(MPOError):
+    """The model is being loaded: ask again soon."""
+
+    code = LOADING
 
 
 class ModelCache:
-    """Models by kind and digest, for one thread. copies: a folder for files that lie elsewhere."""
+    """Models by kind and digest, for one thread; another loads. copies: for files that lie elsewhere.
 
-    def __init__(self, store: Storage, budget_bytes: int, copies: Path) -> None:
+    pinned: names of models that stay once they are loaded.
+    """
+
+    def __init__(self, store: Storage, budget_bytes: int, copies: Path, pinned: Collection[str] = ()) -> None:
         self._store, self._budget, self._copies = store, budget_bytes, copies
+        self._pinned_names, self._pinned = frozenset(pinned), set[str]()
         self._models: OrderedDict[tuple[Kind, str], LoadedModel] = OrderedDict()
         self._tokenizers: OrderedDict[str, LoadedTokenizer] = OrderedDict()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._loads: dict[tuple[Kind, str], tuple[Future[LoadedModel], int, float]] = {}
 
     @property
     def held(self) -> list[tuple[Kind, str]]:
         """What is loaded, least recently used first."""
         return list(self._models)
+
+    @property
+    def bytes(self) -> int:
+        """Of all models, with those that are being loaded."""
+        coming = sum(size for _, size, _ in self._loads.values())
+        return coming + sum(held.bytes for held in self._models.values())
+
+    def close(self) -> None:
+        """End the thread that loads, once it is done with what it loads."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
 
     def tokenizer(self, files: ModelFiles) -> LoadedTokenizer:
         """The tokenizer alone. Raises Refused, UnusableModel."""
@@ -68,24 +111,55 @@ class ModelCache:
         self._tokenizers.move_to_end(files.sha256)
         return self._tokenizers[files.sha256]
 
-    def model(self, files: ModelFiles, kind: Kind) -> PreTrainedModel:
-        """The model, loaded where it is not yet; others make room. Raises Refused, UnusableModel."""
+    def model(self, files: ModelFiles, kind: Kind, in_use: Collection[str] = ()) -> LoadedModel:
+        """The model. in_use: digests of those that must stay; others make room.
+
+        Raises Loading until it is there, NoRoom, Refused, UnusableModel.
+        """
         key = (kind, files.sha256)
         if key not in self._models:
-            folder = self._folder(files)
-            _check_kind(folder, files.name, kind)
-            self._make_room(sum(file.stat().st_size for file in folder.glob(WEIGHTS)))
-            load = load_policy if kind == "policy" else load_reward_model
-            model = load(folder).eval().to(training_device())
-            size = sum(p.numel() * p.element_size() for p in model.parameters())
-            self._make_room(size)
-            self._models[key] = LoadedModel(model, size)
+            self._models[key] = self._loaded(key, files, in_use)
+            if files.name in self._pinned_names:
+                self._pinned.add(files.sha256)
         self._models.move_to_end(key)
-        return self._models[key].model
+        return self._models[key]
 
-    def _make_room(self, wanted: int) -> None:
-        while self._models and wanted + sum(held.bytes for held in self._models.values()) > self._budget:
-            self._models.popitem(last=False)
+    def _loaded(self, key: tuple[Kind, str], files: ModelFiles, in_use: Collection[str]) -> LoadedModel:
+        if key not in self._loads:
+            folder = self._folder(files)
+            _check_kind(folder, files.name, key[0])
+            size = sum(file.stat().st_size for file in folder.glob(WEIGHTS))
+            self._make_room(files.name, size, in_use)
+            self._loads[key] = self._loader.submit(_load, key[0], folder), size, time.monotonic()
+        future, size, since = self._loads[key]
+        if not in_use and size <= SOON_BYTES:
+            with suppress(TimeoutError):
+                future.exception(SOON_SECONDS)
+        if not future.done():
+            seconds = time.monotonic() - since
+            detail = f"{files.name!r} is being loaded: {size / 1e6:,.0f} MB, begun {seconds:.0f} s ago"
+            raise Loading(detail, param="model")
+        del self._loads[key]
+        return future.result()
+
+    def _make_room(self, name: str, wanted: int, in_use: Collection[str]) -> None:
+        if wanted > self._budget:
+            raise Refused(
+                f"{name!r} takes {wanted:,} bytes, and the sampler may hold {self._budget:,} "
+                "(MPO_SAMPLER_MEMORY_BYTES)",
+                code="model_too_large",
+                param="model",
+            )
+        if wanted + self.bytes > self._budget:
+            for held in self._models.values():
+                held.prefixes.clear()
+        for key in list(self._models):
+            if wanted + self.bytes <= self._budget:
+                return
+            if key[1] not in in_use and key[1] not in self._pinned:
+                del self._models[key]
+        if wanted + self.bytes > self._budget:
+            raise NoRoom
 
     def _folder(self, files: ModelFiles) -> Path:
         copy = self._copies / files.sha256
@@ -117,3 +191,9 @@ def _load_tokenizer(folder: Path) -> LoadedTokenizer:
     vocabulary = int(settings.get("vocab_size") or len(tokenizer))
     context_tokens = named_context(settings) or DEFAULT_CONTEXT_TOKENS
     return LoadedTokenizer(folder, tokenizer, Speller(tokenizer), vocabulary, context_tokens)
+
+
+def _load(kind: Kind, folder: Path) -> LoadedModel:
+    load = load_policy if kind == "policy" else load_reward_model
+    model = load(folder).eval().requires_grad_(False).to(training_device())
+    return LoadedModel(model, sum(p.numel() * p.element_size() for p in model.parameters()))

@@ -5,6 +5,8 @@ import logging
 from core.sampling import ErrorReply
 from mpo.errors import MPOError
 
+LOADING = "model_loading"
+
 logger = logging.getLogger(__name__)
 
 
@@ -22,6 +24,8 @@ def error_reply(error: Exception) -> ErrorReply:
     """The reply to a request that ended in an error. One that nobody foresaw is logged and not shown."""
     if isinstance(error, Refused):
         return ErrorReply(code=error.code, status=error.status, detail=error.detail, param=error.param)
+    if isinstance(error, MPOError) and error.code == LOADING:
+        return ErrorReply(code=LOADING, status=503, detail=error.detail, param="model")
     if isinstance(error, MPOError):
         return ErrorReply(code=error.code, status=422, detail=error.detail, param="model")
     logger.error("a request failed", exc_info=error)

@@ -1,4 +1,4 @@
-"""The sampler's loop: take what waits, answer it group by group. Torch is imported once it is announced."""
+"""The sampler's loop: take what waits, go on with what is under way. Torch comes after the first beat."""
 
 import logging
 import tempfile
@@ -11,7 +11,6 @@ from redis import RedisError, ResponseError
 
 from core.settings import settings
 from core.storage import storage
-from workers.sampling.grouping import grouped
 from workers.sampling.mailbox import Mail, Mailbox
 from workers.scratch import own_folder
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 1.0
 TAKE_OVER_SECONDS = 2.0
+LOOK_SECONDS = 0.01
+"""How often it looks for new requests while it answers others."""
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.2, 5.0
 
 logger = logging.getLogger(__name__)
@@ -29,20 +30,23 @@ def serve(mailbox: Mailbox, stop: threading.Event) -> None:
     """Answer requests until `stop` is set. Outlasts Redis being away, or coming back empty."""
     scratch = settings().scratch or Path(tempfile.gettempdir())
     with own_folder(scratch, "mpo-sampler-") as copies:
-        _serve(_load_engine(copies), mailbox, stop)
+        _serve(_load_engine(copies, mailbox), mailbox, stop)
 
 
 def _serve(engine: "Engine", mailbox: Mailbox, stop: threading.Event) -> None:
-    backoff, next_take_over = FIRST_BACKOFF_SECONDS, 0.0
+    backoff, next_take_over, next_look = FIRST_BACKOFF_SECONDS, 0.0, 0.0
     while not stop.is_set():
         try:
-            mails: list[Mail] = []
-            if time.monotonic() >= next_take_over:
-                mails = mailbox.take_over()
-                next_take_over = time.monotonic() + TAKE_OVER_SECONDS
-            mails += mailbox.receive(0.001 if mails else WAIT_SECONDS)
-            for group in grouped(mails):
-                _answer(engine, mailbox, group, stop)
+            now = time.monotonic()
+            if now >= next_take_over:
+                next_take_over = now + TAKE_OVER_SECONDS
+                _take(engine, mailbox.take_over())
+            # Between two tokens nothing is waited for, nor does each token cost a look.
+            if engine.is_idle or engine.waits or now >= next_look:
+                wait = WAIT_SECONDS if engine.is_idle else LOOK_SECONDS if engine.waits else 0.0
+                _take(engine, mailbox.receive(wait))
+                next_look = time.monotonic() + LOOK_SECONDS
+            engine.turn()
             backoff = FIRST_BACKOFF_SECONDS
         except ResponseError as error:
             if "NOGROUP" not in str(error) and "no such key" not in str(error).lower():
@@ -54,18 +58,12 @@ def _serve(engine: "Engine", mailbox: Mailbox, stop: threading.Event) -> None:
             backoff = min(2 * backoff, LONGEST_BACKOFF_SECONDS)
 
 
-def _answer(engine: "Engine", mailbox: Mailbox, group: list[Mail], stop: threading.Event) -> None:
-    def wanted(number: int) -> bool:
-        return not stop.is_set() and time.time() < group[number].envelope.deadline
-
-    for mail, reply in zip(group, engine.answer([m.envelope.request for m in group], wanted), strict=True):
-        if reply is not None:
-            mailbox.answer(mail, reply)
-        elif not stop.is_set():
-            mailbox.drop(mail)
+def _take(engine: "Engine", mails: list[Mail]) -> None:
+    for mail in mails:
+        engine.take(mail)
 
 
-def _load_engine(copies: Path) -> "Engine":
+def _load_engine(copies: Path, mailbox: Mailbox) -> "Engine":
     """Import the torch side: seconds, which a request that is already here waits for."""
     import torch
 
@@ -74,4 +72,5 @@ def _load_engine(copies: Path) -> "Engine":
 
     if settings().torch_threads:
         torch.set_num_threads(settings().torch_threads)
-    return Engine(ModelCache(storage(), settings().sampler_memory_bytes, copies))
+    pinned = settings().sampler_pinned_models
+    return Engine(ModelCache(storage(), settings().sampler_memory_bytes, copies, pinned), mailbox)

@@ -46,3 +46,16 @@ def first_stop(text: str, stops: Sequence[str]) -> int | None:
     """Where the earliest of the stop strings begins, or None."""
     found = [place for stop in stops if (place := text.find(stop)) >= 0]
     return min(found, default=None)
+
+
+def safe_length(text: str, stops: Sequence[str]) -> int:
+    """How much of a text that goes on belongs to it for sure: no stop string begins there, nor may begin."""
+    if (cut := first_stop(text, stops)) is not None:
+        return cut
+    held = 0
+    for stop in stops:
+        for length in range(min(len(stop) - 1, len(text)), held, -1):
+            if text.endswith(stop[:length]):
+                held = length
+                break
+    return len(text) - held

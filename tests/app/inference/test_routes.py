@@ -81,7 +81,7 @@ def test_chat_completions_have_openai_s_shape(sampling: TestClient) -> None:
     assert all(len(place["top_logprobs"]) == 2 for place in choice["logprobs"]["content"])
     joined = body | {"messages": [{"role": "user", "content": "red cat"}]}
     same = sampling.post("/v1/chat/completions", json=joined).json()
-    assert same["choices"] == found["choices"]
+    assert [c["message"] for c in same["choices"]] == [c["message"] for c in found["choices"]]
 
 
 def test_rewards_and_texts(sampling: TestClient) -> None:
@@ -104,7 +104,6 @@ def test_rewards_and_texts(sampling: TestClient) -> None:
         ("completions", {"model": "none", "prompt": "a"}, 404, "model_not_found", "model"),
         ("completions", {"model": "scorer", "prompt": "a"}, 422, "wrong_model_kind", "model"),
         ("completions", {"model": "plain", "prompt": "a " * 99}, 400, "context_length_exceeded", "prompt"),
-        ("completions", {"model": "plain", "prompt": "a", "stream": True}, 422, "invalid_request", "stream"),
         ("completions", {"model": "plain", "prompt": "a", "temperature": 3}, 422, None, "temperature"),
         ("completions", {"model": "plain", "prompt": ["a"] * 99, "n": 99}, 422, None, "prompt"),
         ("completions", {"model": "pl\0in", "prompt": "a"}, 422, None, "model"),

@@ -1,0 +1,73 @@
+"""The requests to sample from one model: their responses are drawn together as they come and go."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mpo.continuous_batch import ContinuousBatch, DrawnToken, Draws
+from workers.sampling.answering import Answering
+from workers.sampling.mailbox import Mail
+from workers.sampling.model_cache import LoadedModel, LoadedTokenizer
+
+MOST_ROWS = 64
+"""Responses that are drawn together; the others wait for their places."""
+
+
+@dataclass(eq=False)
+class Asked:
+    """A request and how far it is."""
+
+    mail: Mail
+    answering: Answering
+
+
+class ModelBatch:
+    """Requests under way with one model."""
+
+    def __init__(self, model: LoadedModel, loaded: LoadedTokenizer) -> None:
+        """Raises UnusableModel where no responses can be drawn from the model."""
+        self.model, self.loaded = model, loaded
+        self.asked: list[Asked] = []
+        self._batch = ContinuousBatch(model.model, loaded.terminators.pad_id, model.prefixes)
+        self._waiting: deque[tuple[Asked, int]] = deque()
+        self._live: dict[int, tuple[Asked, int]] = {}
+        self._next_name = 0
+
+    def join(self, asked: Asked) -> None:
+        """A request whose responses are to be drawn."""
+        self.asked.append(asked)
+        self._waiting.extend((asked, number) for number in asked.answering.to_draw)
+
+    def turn(self) -> list[Asked]:
+        """One more token of every response that has a place; returns the requests that are complete."""
+        free = MOST_ROWS - len(self._batch)
+        joining = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        if joining:
+            self._take(self._batch.add([self._start(asked, number) for asked, number in joining]))
+        elif self._batch:
+            self._take(self._batch.step())
+        complete = [asked for asked in self.asked if asked.answering.has_ended]
+        self.asked = [asked for asked in self.asked if not asked.answering.has_ended]
+        return complete
+
+    def leave(self, gone: Iterable[Asked]) -> None:
+        """Requests whose answers are of no use any more."""
+        left = set(gone)
+        self._batch.remove([name for name, (asked, _) in self._live.items() if asked in left])
+        self._live = {name: row for name, row in self._live.items() if row[0] not in left}
+        self._waiting = deque(row for row in self._waiting if row[0] not in left)
+        self.asked = [asked for asked in self.asked if asked not in left]
+
+    def _start(self, asked: Asked, number: int) -> tuple[int, list[int], Draws]:
+        name, self._next_name = self._next_name, self._next_name + 1
+        self._live[name] = asked, number
+        return name, *asked.answering.start(number)
+
+    def _take(self, tokens: dict[int, DrawnToken]) -> None:
+        ended = []
+        for name, token in tokens.items():
+            asked, number = self._live[name]
+            if asked.answering.take(number, token):
+                ended.append(name)
+                del self._live[name]
+        self._batch.remove(ended)
