@@ -13,6 +13,8 @@ from app.artifacts import routes as artifacts
 from app.comparisons import routes as comparisons
 from app.datasets import routes as datasets
 from app.event_streams import EventFeed
+from app.fine_tuning import files
+from app.fine_tuning import jobs as fine_tuning
 from app.inference import routes as inference
 from app.inference.replies import SamplerGateway
 from app.jobs import routes as jobs
@@ -41,6 +43,8 @@ ROUTERS: list[APIRouter] = [
     operations.router,
     inference.router,
     comparisons.router,
+    files.router,
+    fine_tuning.router,
 ]
 
 
