@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 # Bound to this folder: the scripts of a copied environment still name the folder that it was made in.
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help install lint format test chaos load demo example-data clean
+.PHONY: help install lint format test chaos load bench-sampling lm-eval demo example-data clean
 
 help: ## Say what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -44,6 +44,14 @@ demo: install ## Train a tiny model from start to end on this machine.
 
 load: install ## How many requests a second a whole stack takes (3 minutes); writes docs/benchmarks.md.
 	@$(PY) -m bench.load --docs docs/benchmarks.md
+
+bench-sampling: install ## Tokens a second against transformers' generate, first tokens, memory; writes docs/benchmarks.md.
+	@$(PY) -m bench.sampling --docs docs/benchmarks.md
+
+lm-eval: install ## The lm_eval command against the service and its own `hf` backend (minutes; an environment of its own).
+	@test -x .bench-envs/lm-eval/bin/lm_eval || $(PY) -m venv .bench-envs/lm-eval
+	@.bench-envs/lm-eval/bin/pip install --quiet 'lm-eval[api,hf]>=0.4.9,<0.5' 'torch>=2.11,<2.14'
+	@$(PY) -m experiments.lm_eval --command .bench-envs/lm-eval/bin/lm_eval
 
 example-data: install ## Make the example model and data anew.
 	@$(PY) -m examples.make_tiny

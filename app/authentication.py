@@ -1,11 +1,12 @@
 """API keys and scopes -> Caller."""
 
+import base64
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Double, bindparam, cast, func, select
 from starlette.concurrency import run_in_threadpool
@@ -124,3 +125,24 @@ def requires(scope: Scope) -> Callable[..., Awaitable[Caller]]:
         return caller
 
     return authorize
+
+
+async def authenticate_trainer(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Caller:
+    """Who calls with any key, by the Basic scheme too: for programs that send only what an address holds.
+
+    The key is the password, or the name where there is none.
+    """
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if credentials is None and scheme.lower() == "basic":
+        credentials = HTTPAuthorizationCredentials(scheme="Bearer", credentials=_key_of_basic(given))
+    return await authenticate(credentials)
+
+
+def _key_of_basic(given: str) -> str:
+    try:
+        name, _, password = base64.b64decode(given.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        raise Unauthenticated() from None
+    return password or name

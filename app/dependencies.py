@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import Depends
 from sqlalchemy.orm import Session
 
-from app.authentication import Caller, requires
+from app.authentication import Caller, authenticate_trainer, requires
 from core.database import Transaction, open_session, open_transaction
 from core.storage import Storage, storage
 
@@ -29,5 +29,6 @@ TransactionDep = Annotated[Transaction, Depends(_transaction, scope="function")]
 SessionDep = Annotated[Session, Depends(_session, scope="function")]
 StorageDep = Annotated[Storage, Depends(storage)]
 ReadCaller = Annotated[Caller, Depends(requires("read"))]
+TrainerCaller = Annotated[Caller, Depends(authenticate_trainer)]
 WriteCaller = Annotated[Caller, Depends(requires("write"))]
 AdminCaller = Annotated[Caller, Depends(requires("admin"))]

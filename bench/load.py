@@ -24,7 +24,7 @@ import uvloop
 
 from bench.cpu_time import cpu_seconds
 from bench.http_load import Answer, Measured, run_load
-from bench.load_page import Conditions, write_section
+from bench.load_page import Conditions, write_load
 from bench.load_stack import Stack, running_stack
 
 CACHED_SECONDS = 300.0
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", default="", help="loads whose title holds this word")
     parser.add_argument("--docs", type=Path, help="page of benchmarks whose section to write anew")
     chosen = parser.parse_args(arguments)
-    conditions = Conditions.now(arguments, chosen.seconds, chosen.connections)
+    conditions = Conditions.now(["python -m bench.load", *arguments])
     # As a Ctrl-C: the stack is stopped on the way out.
     signal.signal(signal.SIGTERM, _leave)
     with (
@@ -125,7 +125,7 @@ def _run(load: Load, chosen: argparse.Namespace, conditions: Conditions) -> int:
     )
     print(counted)
     if chosen.docs is not None:
-        write_section(chosen.docs, conditions, load.rows, counted)
+        write_load(chosen.docs, conditions, chosen.seconds, chosen.connections, load.rows, counted)
     failed = any(row[-1] != "0" for row in load.rows)
     return 1 if lost or unknown or failed else 0
 
@@ -149,14 +149,18 @@ def _loads(load: Load, spec: Spec, chosen: argparse.Namespace) -> None:
             load.measure(title, requests, expected, **more)  # type: ignore[arg-type]
 
     accept = {"on_answer": load.acknowledge}
+    path = f"/v1/jobs/{load.finished}"
+    unchanged = {"If-None-Match": stack.etag(path)}
+    # First, while nothing is queued: later the workers have thousands of jobs to do, on the same cores.
+    measure("poll 304, nothing queued", same("GET", path, **unchanged), 304)
+    measure("poll 200, nothing queued", same("GET", path), 200)
     measure("submit, cold keys", cold(), 202, **accept)
     measure(f"submit, cold keys, open loop at {chosen.rate:g}/s", cold(), 202, **accept, rate=chosen.rate)
     measure("submit, cold keys, Idempotency-Key", cold(idempotent=True), 202, **accept)
     measure("submit, stages under way", same("POST", "/v1/jobs", {**spec, "seed": FIRST_SEED}), 202, **accept)
     measure("submit, all cached", same("POST", "/v1/jobs", {**spec, "method": QUICK}), 202, **accept)
-    path = f"/v1/jobs/{load.finished}"
-    measure("poll 304", same("GET", path, **{"If-None-Match": stack.etag(path)}), 304)
-    measure("poll 200", same("GET", path), 200)
+    measure("poll 304, workers at work", same("GET", path, **unchanged), 304)
+    measure("poll 200, workers at work", same("GET", path), 200)
     waiting = stack.submit({**spec, "seed": 0})
     load.acknowledged.add(waiting)
     measure("poll 200, a job at the end of the queue", same("GET", f"/v1/jobs/{waiting}"), 200)

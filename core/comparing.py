@@ -66,6 +66,29 @@ class RewardModelScorer(_Asked):
     reward_model: ModelName
 
 
+RUBRIC = (
+    "Two assistants answered the same request. Judge which answer is more helpful, correct and polite. "
+    "Neither length nor order matters."
+)
+
+
+class JudgeScorer(_Asked):
+    """Responses are compared two by two by an LLM at any OpenAI-compatible address.
+
+    Its key is none of the request's: whoever runs the service sets it by host (MPO_JUDGE_KEYS).
+    """
+
+    base_url: Annotated[str, Field(min_length=1, max_length=2_000), AfterValidator(_without_nul)] = Field(
+        description="Up to /v1; /chat/completions follows."
+    )
+    model: ModelName
+    rubric: Annotated[str, Field(min_length=1, max_length=8_000), AfterValidator(_without_nul)] = Field(
+        RUBRIC, description="What the judge is told to look at."
+    )
+    max_tokens: int = Field(16, ge=1, le=4_096, description="Tokens a verdict may have, with its reasons.")
+    timeout_seconds: float = Field(30.0, gt=0, le=300, description="Longest wait for one verdict.")
+
+
 class ComparisonRequest(_Asked):
     """What a run of kind `compare` does; `Comparison.request` and the run's configuration hold it.
 
@@ -78,8 +101,9 @@ class ComparisonRequest(_Asked):
     dataset: str | None = None
     limit: int | None = None
     sampling: ComparisonSampling = ComparisonSampling()
-    scorer: RewardModelScorer | None = None
+    scorer: RewardModelScorer | JudgeScorer | None = None
     trained_by_scorer: list[str] = []
+    blind: bool = False
 
 
 def record_rows(tx: Transaction, comparison_id: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -134,6 +134,8 @@ class ScoreItem(Wire):
     prompt: str | list[Message]
     response: str | list[Message]
     terminated: bool = True
+    ends_in_its_end: bool = False
+    """Whether the text may end in the spelling of the token that ends a response, which is then left out."""
 
 
 class ScoreRequest(Wire):

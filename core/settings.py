@@ -75,6 +75,14 @@ class Settings(BaseSettings):
     sampler_pinned_models: tuple[str, ...] = Field(
         (), description="Names of models that the sampler keeps once it has loaded them, as a JSON list."
     )
+    judge_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts (each alone or with :port), as a JSON list, that comparisons may ask as judges "
+        "though they are in a private network.",
+    )
+    judge_keys: dict[str, SecretStr] = Field(
+        {}, description="API keys of judges by their host, as a JSON object."
+    )
     torch_threads: NonNegativeInt = Field(
         0, description="CPU threads of a training child; 0 = torch's choice."
     )

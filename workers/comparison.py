@@ -7,10 +7,11 @@ from itertools import islice
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis import Redis, RedisError
 
-from core.comparing import ComparisonRequest
+from core.comparing import ComparisonRequest, JudgeScorer
 from core.sampling import (
     Message,
     ModelFiles,
@@ -32,8 +33,9 @@ from core.storage import storage
 from mpo.errors import StageInterrupted
 from mpo.records import Content, read_prompts
 from mpo.records import Message as Turn
+from workers.judge import Judge, Outcome, over_http, pairings_of
 from workers.scratch import own_folder
-from workers.win_rates import Scored, win_rates
+from workers.win_rates import Scored, judged_win_rates, win_rates
 
 TOO_LONG = "context_length_exceeded"
 SEED_BITS = 64
@@ -62,6 +64,8 @@ def compare(
     with Redis.from_url(settings().redis_url.get_secret_value()) as redis:
         asking = Asking(SamplerClient(redis), should_stop)
         comparing = _Comparing(config, inputs, asking)
+        judging = _judging(config)
+        outcomes: list[list[Outcome]] = []
         scores: list[list[Scored]] = []
         tokens: list[list[float]] = []
         remaining = iter(enumerate(prompts))
@@ -71,10 +75,44 @@ def compare(
             report_rows(rows)
             scores += batch_scores
             tokens += batch_tokens
+            if judging is not None:
+                outcomes += _judged(judging, rows, len(config.models), should_stop)
             progress(len(scores), len(prompts), {})
     if config.scorer is None:
         return {"win_rates": []}
+    if judging is not None:
+        return {"win_rates": judged_win_rates(config.models, outcomes, tokens)}
     return {"win_rates": win_rates(config.models, scores, tokens, set(config.trained_by_scorer))}
+
+
+def _judging(config: ComparisonRequest) -> Judge | None:
+    if not isinstance(config.scorer, JudgeScorer):
+        return None
+    now, host = settings(), urlsplit(config.scorer.base_url).hostname or ""
+    key = now.judge_keys.get(host)
+    secret = None if key is None else key.get_secret_value()
+    return Judge(config.scorer, over_http(config.scorer, now.judge_hosts, secret))
+
+
+def _judged(judge: Judge, rows: Rows, models: int, should_stop: Callable[[], bool]) -> list[list[Outcome]]:
+    """By prompt, what the judge says of each pair of models. Raises StageInterrupted."""
+    found = []
+    for row in rows:
+        if should_stop():
+            raise StageInterrupted()
+        responses: Any = row["responses"]
+        answers = [str(response["text"]) for response in responses]
+        assert len(answers) == models
+        found.append(judge.outcomes(pairings_of(_shown(row["prompt"]), answers)))
+    return found
+
+
+def _shown(prompt: object) -> str:
+    """A prompt as a judge reads it."""
+    if isinstance(prompt, str):
+        return prompt
+    turns: Any = prompt
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
 class Asking:

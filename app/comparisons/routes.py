@@ -1,5 +1,6 @@
 """Comparisons over HTTP."""
 
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any
 
@@ -9,22 +10,29 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from app.authentication import Caller
-from app.comparisons import service
-from app.comparisons.csv_rows import stream_csv
-from app.comparisons.schemas import ComparisonCreate, ComparisonRowView, ComparisonView
-from app.dependencies import ReadCaller, SessionDep, WriteCaller
+from app.comparisons import service, voting
+from app.comparisons.row_files import HTML_HEADERS, stream_csv, stream_html, stream_json_lines
+from app.comparisons.schemas import ComparisonCreate, ComparisonRowView, ComparisonView, VoteBody
+from app.datasets import service as datasets
+from app.datasets import uploads
+from app.datasets.schemas import DatasetCreate, DatasetView
+from app.dependencies import ReadCaller, SessionDep, StorageDep, TransactionDep, WriteCaller
 from app.idempotency import REPLAYED, Made, OnceDep, creates
 from app.pagination import Page, PageDep, RowPageDep, list_page
 from app.problems import responses
 from app.streams import POLLED, Poll, PollDep, Subject
-from core.database import Transaction, open_transaction
+from core.database import Transaction, open_session, open_transaction
+from core.errors import ServiceError
 from core.tables import Comparison
 
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
 
-CSV = "text/csv"
-ROWS_AS_CSV: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Rows", "content": {CSV: {"schema": {"type": "string"}}}}
+CSV, HTML, JSON_LINES = "text/csv", "text/html", "application/x-ndjson"
+ROWS_AS_FILES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Rows",
+        "content": {kind: {"schema": {"type": "string"}} for kind in (CSV, HTML, JSON_LINES)},
+    }
 }
 
 
@@ -66,7 +74,7 @@ async def read_comparison(caller: ReadCaller, comparison_id: str, poll: PollDep)
 @router.get(
     "/{comparison_id}/rows",
     response_model=Page[ComparisonRowView],
-    responses=responses(404) | ROWS_AS_CSV,
+    responses=responses(404) | ROWS_AS_FILES,
 )
 def list_rows(
     caller: ReadCaller,
@@ -75,11 +83,19 @@ def list_rows(
     page: RowPageDep,
     accept: Annotated[str, Header()] = "*/*",
 ) -> Any:
-    """The rows that there are, a page at a time; with `Accept: text/csv` all of them, a line a response."""
-    if CSV in accept.lower():
-        comparison = service.find_comparison(session, caller.owner, comparison_id)
-        headers = {"Content-Disposition": f'attachment; filename="{comparison.id}.csv"'}
-        return StreamingResponse(stream_csv(comparison.id), media_type=CSV, headers=headers)
+    """The rows that there are, a page at a time; all of them by Accept.
+
+    `text/csv` has a line a response, `application/x-ndjson` a line a row, `text/html` is a page to read.
+    """
+    wanted = accept.lower()
+    if HTML in wanted:
+        comparison = service.read_comparison(session, caller.owner, comparison_id)
+        return StreamingResponse(stream_html(comparison), media_type=HTML, headers=HTML_HEADERS)
+    for kind, suffix, stream in ((CSV, "csv", stream_csv), (JSON_LINES, "jsonl", stream_json_lines)):
+        if kind in wanted:
+            found = service.find_comparison(session, caller.owner, comparison_id)
+            headers = {"Content-Disposition": f'attachment; filename="{found.id}.{suffix}"'}
+            return StreamingResponse(stream(found.id), media_type=kind, headers=headers)
     return service.list_rows(session, caller.owner, comparison_id, page)
 
 
@@ -93,6 +109,53 @@ async def cancel_comparison(caller: WriteCaller, comparison_id: str, poll: PollD
 
     await run_in_threadpool(cancel)
     return await _polled(poll, caller, comparison_id)
+
+
+@router.post("/{comparison_id}/votes", responses=responses(404, 422))
+def vote(caller: WriteCaller, comparison_id: str, body: VoteBody, tx: TransactionDep) -> ComparisonRowView:
+    """Say which of a row's two responses is better; a later vote of the same annotator replaces it.
+
+    Answers the row with its models, which a blind comparison hides before.
+    """
+    return voting.vote(tx, caller.owner, comparison_id, body)
+
+
+@router.post(
+    "/{comparison_id}/dataset",
+    status_code=202,
+    response_model=DatasetView,
+    responses={**creates(202), **responses(404, 409)},
+)
+async def make_dataset(
+    caller: WriteCaller, comparison_id: str, storage: StorageDep, once: OnceDep
+) -> Response:
+    """Make a preference dataset of the votes so far, each with its annotator."""
+
+    def read() -> tuple[str, bytes]:
+        with open_session() as session:
+            comparison, content = voting.voted_pairs(session, caller.owner, comparison_id)
+            return comparison.id, content
+
+    name, content = await run_in_threadpool(read)
+    stored = await uploads.store_upload(storage, _one_chunk(content))
+
+    def make(tx: Transaction) -> Made:
+        dataset = datasets.create_dataset(tx, caller.owner, DatasetCreate(name=f"votes on {name}"))
+        dataset, _ = datasets.accept_content(tx, caller.owner, dataset.id, stored, "application/x-ndjson")
+        return Made(DatasetView.model_validate(dataset), 202, f"/v1/datasets/{dataset.id}")
+
+    try:
+        answer = await once.answer(caller.owner, make)
+    except ServiceError:
+        await run_in_threadpool(storage.delete, stored.name)
+        raise
+    if REPLAYED in answer.headers:
+        await run_in_threadpool(storage.delete, stored.name)
+    return answer
+
+
+async def _one_chunk(content: bytes) -> AsyncIterator[bytes]:
+    yield content
 
 
 async def _polled(poll: Poll, caller: Caller, comparison_id: str, **how: Any) -> Response:

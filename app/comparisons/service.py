@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.comparisons.rows import row_views
 from app.comparisons.schemas import (
     SHOWN_ROWS,
     ComparisonCreate,
@@ -16,10 +17,12 @@ from app.comparisons.schemas import (
 )
 from app.pagination import Page, PageQuery, page_of
 from core import queue
-from core.comparing import MAX_SEED, ComparisonRequest, RewardModelScorer, progress_of
+from core.comparing import MAX_SEED, ComparisonRequest, JudgeScorer, progress_of
 from core.database import Transaction
 from core.errors import Conflict, NotFound, Unprocessable
 from core.ids import new_id
+from core.outside import AddressRefused, check_address
+from core.settings import settings
 from core.states import FINISHED_JOB, DatasetState, JobState
 from core.tables import Artifact, BaseModelRow, Comparison, ComparisonRow, Dataset, Job, StageRow
 from core.work_items import NewRun
@@ -48,9 +51,11 @@ def create_comparison(tx: Transaction, owner: str, body: ComparisonCreate) -> st
             for place, name in enumerate(body.models)
         ]
     }
-    if body.scorer is not None:
+    if body.scorer is not None and body.scorer.reward_model is not None:
         loc = ("body", "scorer", "reward_model")
         inputs["reward_model"] = [_located(tx, owner, body.scorer.reward_model, "reward_model", loc)]
+    if body.scorer is not None and body.scorer.judge is not None:
+        _check_judge(body.scorer.judge)
     if body.dataset is not None:
         dataset = _ready_dataset(tx.session, owner, body.dataset)
         inputs["prompts"] = [_rows_of(dataset)]
@@ -108,7 +113,8 @@ def comparison_view(session: Session, comparison: Comparison) -> ComparisonView:
         dataset=request.dataset,
         sampling=request.sampling,
         scorer=request.scorer,
-        rows=[ComparisonRowView.model_validate(row) for row in rows],
+        blind=request.blind,
+        rows=row_views(session, comparison, rows),
         row_count=comparison.row_count,
         win_rates=comparison.win_rates,
         progress=ComparisonProgress.model_validate(comparison.progress or progress_of(0, 0)),
@@ -140,7 +146,8 @@ def list_rows(session: Session, owner: str, comparison_id: str, page: PageQuery)
         statement = statement.where(index < after if page.descending else index > after)
     statement = statement.order_by(index.desc() if page.descending else index.asc()).limit(page.limit + 1)
     rows = list(session.scalars(statement))
-    return page_of(rows, page.limit, lambda row: str(row.index), ComparisonRowView.model_validate)
+    views = row_views(session, comparison, rows)
+    return page_of(views, page.limit, lambda view: str(view.index), lambda view: view)
 
 
 def cancel_comparison(tx: Transaction, owner: str, comparison_id: str) -> None:
@@ -154,6 +161,14 @@ def cancel_comparison(tx: Transaction, owner: str, comparison_id: str) -> None:
     if not ended or held.status in FINISHED_JOB:
         raise ComparisonFinished(comparison=held.id, status=held.status)
     held.status, held.finished_at = JobState.CANCELLED, func.clock_timestamp()
+
+
+def _check_judge(judge: JudgeScorer) -> None:
+    """Raises Unprocessable where the service would not ask this address."""
+    try:
+        check_address(judge.base_url, settings().judge_hosts)
+    except AddressRefused as error:
+        raise Unprocessable(error.detail, loc=("body", "scorer", "judge", "base_url")) from error
 
 
 def _row_index(after: str) -> int:
@@ -226,9 +241,8 @@ def _request(
 ) -> ComparisonRequest:
     """What the run does, with the seed drawn: so that a second attempt repeats the first."""
     seed = secrets.randbelow(MAX_SEED) if body.sampling.seed is None else body.sampling.seed
-    scorer, trained = None, []
-    if body.scorer is not None:
-        scorer = RewardModelScorer(reward_model=body.scorer.reward_model)
+    trained = []
+    if "reward_model" in inputs:
         digest = inputs["reward_model"][0]["sha256"]
         trained = [name for name in body.models if digest in _trainers(tx, owner, name)]
     return ComparisonRequest(
@@ -237,8 +251,9 @@ def _request(
         dataset=body.dataset,
         limit=(body.limit or DEFAULT_LIMIT) if body.dataset is not None else None,
         sampling=body.sampling.model_copy(update={"seed": seed}),
-        scorer=scorer,
+        scorer=None if body.scorer is None else body.scorer.asked,
         trained_by_scorer=trained,
+        blind=body.blind,
     )
 
 

@@ -130,7 +130,7 @@ def _changed(tx: Transaction, after: BackgroundTasks, job: Job, runs: Sequence[s
 def _views(session: Session, jobs: Sequence[JobView]) -> list[FineTuningJob]:
     ids = {job.dataset for job in jobs if job.dataset}
     statement = select(Dataset.id, Dataset.status).where(Dataset.id.in_(ids))
-    states = dict(session.execute(statement).tuples().all()) if ids else {}
+    states = {row.id: row.status for row in session.execute(statement)} if ids else {}
     return [fine_tuning_job(job, states.get(job.dataset or "")) for job in jobs]
 
 

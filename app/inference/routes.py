@@ -1,10 +1,10 @@
 """Sampling from models, scoring with reward models, and their tokens."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
-from app.dependencies import ReadCaller
+from app.dependencies import ReadCaller, TrainerCaller
 from app.inference import service
 from app.inference.asking import AskingDep
 from app.inference.schemas import (
@@ -16,10 +16,14 @@ from app.inference.schemas import (
     RewardsBody,
     TokenizeBody,
     Tokens,
+    TrainerQueries,
+    TrainerRewards,
 )
 from app.inference.streaming import Stream
 from app.inference.views import ChatCompletion, Completion
 from app.problems import responses
+
+ModelNameQuery = Annotated[str, Query(min_length=1, max_length=200, description="A reward model.")]
 
 router = APIRouter(tags=["inference"], responses=responses(400, 404, 429, 503))
 
@@ -55,6 +59,18 @@ async def create_chat_completion(
 async def score_rewards(caller: ReadCaller, body: RewardsBody, asking: AskingDep) -> Rewards:
     """Score responses with a reward model, as terminated unless an item says otherwise."""
     return await service.score_rewards(asking, caller.owner, body)
+
+
+@router.post("/get_reward")
+async def get_reward(
+    caller: TrainerCaller, body: TrainerQueries, asking: AskingDep, model: ModelNameQuery
+) -> TrainerRewards:
+    """Score as OpenRLHF asks a remote reward model, at `http://key:mpo_sk_…@host/get_reward?model=NAME`.
+
+    A query is prompt and response in one text, by the template of the trainer. Such a trainer sends no header
+    of its own: so the key may stand in the address, and comes by HTTP's Basic scheme.
+    """
+    return await service.trainer_rewards(asking, caller.owner, model, body)
 
 
 @router.post("/v1/tokenize")

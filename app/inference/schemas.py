@@ -1,6 +1,6 @@
 """Bodies of the inference calls: OpenAI's shapes, and our own for rewards and tokens."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
@@ -133,6 +133,27 @@ class Rewards(BaseModel):
     object: Literal["list"] = "list"
     model: str
     data: list[Reward]
+
+
+class TrainerQueries(OpenAIBody):
+    """What a trainer asks of a remote reward model. prompts: what each query begins with, if it is told."""
+
+    query: Annotated[list[Text], Field(min_length=1, max_length=MAX_SEQUENCES), BeforeValidator(_as_list)]
+    prompts: list[Text] | None = None
+
+    @model_validator(mode="after")
+    def _as_many_prompts(self) -> Self:
+        if self.prompts is not None and len(self.prompts) != len(self.query):
+            raise ValueError("should hold a prompt for each query")
+        return self
+
+
+class TrainerRewards(BaseModel):
+    """Rewards in the order of the queries; scores are the same."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, float] = Field(default_factory=dict)
 
 
 class TokenizeBody(Body):

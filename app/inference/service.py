@@ -16,6 +16,8 @@ from app.inference.schemas import (
     SamplingFields,
     TokenizeBody,
     Tokens,
+    TrainerQueries,
+    TrainerRewards,
 )
 from app.inference.streaming import Stream
 from app.inference.views import ChatCompletion, Completion, chat_completion, completion
@@ -77,6 +79,22 @@ async def score_rewards(asking: Asking, owner: str, body: RewardsBody) -> Reward
     reply: ScoreReply = await asking.ask(ScoreRequest(model=files, items=items))
     rewards = [Reward(index=index, reward=reward) for index, reward in enumerate(reply.rewards)]
     return Rewards(model=body.model, data=rewards)
+
+
+async def trainer_rewards(asking: Asking, owner: str, model: str, body: TrainerQueries) -> TrainerRewards:
+    """A reward model's scores of prompts and responses that come as one text each."""
+    files = await asking.locate(owner, model)
+    prompts = body.prompts or [""] * len(body.query)
+    # A prompt that a query does not begin with tells nothing of where the response begins.
+    begun = [
+        prompt if query.startswith(prompt) else "" for prompt, query in zip(prompts, body.query, strict=True)
+    ]
+    items = [
+        ScoreItem(prompt=prompt, response=query[len(prompt) :], ends_in_its_end=True)
+        for prompt, query in zip(begun, body.query, strict=True)
+    ]
+    reply: ScoreReply = await asking.ask(ScoreRequest(model=files, items=items))
+    return TrainerRewards(rewards=reply.rewards, scores=reply.rewards)
 
 
 async def tokenize(asking: Asking, owner: str, body: TokenizeBody) -> Tokens:

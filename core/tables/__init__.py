@@ -3,7 +3,7 @@
 from core.tables.api_keys import ApiKey
 from core.tables.artifacts import Artifact, ArtifactReference
 from core.tables.base import Base
-from core.tables.comparisons import Comparison, ComparisonRow
+from core.tables.comparisons import Comparison, ComparisonRow, Vote
 from core.tables.datasets import Dataset
 from core.tables.idempotency import IdempotencyKey
 from core.tables.jobs import Event, Job, JobInput, StageRow
@@ -32,5 +32,6 @@ __all__ = [
     "StageRow",
     "SweepRow",
     "TallyRow",
+    "Vote",
     "WorkerRow",
 ]

@@ -1,4 +1,4 @@
-"""Comparisons and their rows."""
+"""Comparisons, their rows, and what people say of them."""
 
 from typing import Any
 
@@ -45,3 +45,18 @@ class ComparisonRow(Base):
     index: Mapped[int] = mapped_column(primary_key=True)
     prompt: Mapped[Any] = mapped_column(JSONB)
     responses: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+
+
+class Vote(Base):
+    """What one annotator says of one row; a later vote replaces it."""
+
+    __tablename__ = "votes"
+    __table_args__ = (CheckConstraint("preferred IN ('A', 'B', 'tie', 'both_bad')", name="preferred"),)
+
+    comparison_id: Mapped[str] = mapped_column(
+        ForeignKey("comparisons.id", ondelete="CASCADE"), primary_key=True
+    )
+    row: Mapped[int] = mapped_column(primary_key=True)
+    annotator: Mapped[str] = mapped_column(primary_key=True)
+    preferred: Mapped[str]
+    created_at: Mapped[CreatedAt]

@@ -19,7 +19,13 @@ from tests.factories import make_dataset, make_job, make_key, make_trained_model
 
 ADMIN_ONLY = {("POST", "/v1/models"), ("POST", "/v1/keys"), ("DELETE", "/v1/keys/{key_id}")}
 PARAMETER = re.compile(r"{(\w+)(?::path)?}")
-READING_POSTS = {"/v1/completions", "/v1/chat/completions", "/v1/rewards", "/v1/tokenize", "/v1/detokenize"}
+READING_POSTS = {
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/rewards",
+    "/v1/tokenize",
+    "/v1/detokenize",
+} | {"/get_reward"}
 
 
 def every_route() -> Iterator[tuple[str, str]]:
@@ -86,6 +92,7 @@ def theirs(client: TestClient) -> dict[str, str]:
         tx.session.add(comparison)
         return {
             "dataset_id": dataset.id,
+            "file_id": dataset.id,
             "job_id": job.id,
             "run_id": str(stage.run_id),
             "artifact_id": stage.artifacts["model"],
@@ -111,6 +118,10 @@ def bodies(theirs: dict[str, str]) -> dict[str, tuple[int, dict[str, object]]]:
         "/v1/rewards": (404, {"model": model, "items": [{"prompt": "p", "response": "r"}]}),
         "/v1/tokenize": (404, {"model": model, "text": "p"}),
         "/v1/datasets": (201, {"name": "mine", "kind": "text"}),
+        "/get_reward": (404, {"query": "p"}),
+        "/v1/files": (422, {}),
+        "/v1/fine_tuning/jobs": (422, {"model": model, "training_file": dataset}),
+        "/v1/comparisons/{comparison_id}/votes": (404, {"row": 0, "preferred": "A"}),
     }
 
 
@@ -124,7 +135,7 @@ def test_another_owner_finds_nothing_by_any_route(client: TestClient, theirs: di
             continue
         target = PARAMETER.sub(lambda found: theirs[found.group(1)], path)
         if "{" in path:
-            response = client.request(method, target, headers=bob)
+            response = client.request(method, target, headers=bob, json=named.get(path, (404, None))[1])
             assert response.status_code == 404, f"{where}: {response.status_code}"
         elif method == "GET":
             shown = {each["id"] for each in client.get(target, headers=bob).json()["data"]}
@@ -132,7 +143,9 @@ def test_another_owner_finds_nothing_by_any_route(client: TestClient, theirs: di
         else:
             assert path in named, f"say in `bodies` what {where} answers to another owner"
             status, body = named[path]
-            response = client.request(method, target, json=body, headers=bob)
+            # The one path that names a model beside the body.
+            asked = {"model": theirs["model_id"]} if path == "/get_reward" else None
+            response = client.request(method, target, json=body, params=asked, headers=bob)
             assert response.status_code == status, f"{where}: {response.text}"
 
 

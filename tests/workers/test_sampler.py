@@ -1,5 +1,6 @@
 """The sampler as its clients see it: real streams, real loop, tiny models."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.sampling import (
+    REPLIES,
     REQUESTS,
     DetokenizeRequest,
     Message,
     ModelFiles,
+    SampleParts,
     SamplerClient,
     SampleReply,
     SampleRequest,
@@ -21,6 +24,7 @@ from core.sampling import (
     ScoreItem,
     ScoreRequest,
     TokenizeRequest,
+    envelope,
 )
 from core.settings import settings
 from mpo.policies import load_reward_model
@@ -248,8 +252,108 @@ def test_the_cache_keeps_what_fits_and_drops_what_was_used_longest_ago(
     size = sum(f.stat().st_size for f in models.plain.glob("*.safetensors"))
     cache = ModelCache(Storage(f"file://{tmp_path}"), int(2.5 * size), tmp_path)
     plain, chatty = files_of(models.plain), files_of(models.chatty)
-    first = cache.model(plain, "policy")
-    cache.model(chatty, "policy")
+    first = loaded(cache, plain, "policy")
+    loaded(cache, chatty, "policy")
     assert cache.model(plain, "policy") is first
-    cache.model(files_of(models.scorer), "reward_model")
+    loaded(cache, files_of(models.scorer), "reward_model")
     assert cache.held == [("policy", plain.sha256), ("reward_model", files_of(models.scorer).sha256)]
+
+
+def test_greedy_texts_of_a_mixed_batch_are_those_of_generate(ask: Any, models: TinyModels) -> None:
+    """64 requests at once, of other lengths, limits, stops and temperatures, the greedy ones compared."""
+    model, tokenizer = (kind.from_pretrained(models.plain) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    asked = [
+        request_of(
+            models,
+            prompts=[
+                " ".join(["red cat", "blue", "green bird sleeps"][(i + j) % 3] for j in range(1 + i % 7))
+            ],
+            max_tokens=1 + (5 * i) % 31,
+            temperature=0.0 if i % 4 else 1.0,
+            stop=["zzz"] if i % 5 == 0 else [],
+            seed=i,
+        )
+        for i in range(64)
+    ]
+
+    def ask_apart(request: SampleRequest) -> SampleReply:
+        with connect() as redis:
+            return SamplerClient(redis).ask(request)
+
+    with ThreadPoolExecutor(64) as pool:
+        replies = list(pool.map(ask_apart, asked))
+    for request, reply in zip(asked, replies, strict=True):
+        sample = reply.results[0].samples[0]
+        assert 1 <= len(sample.token_ids) <= (request.max_tokens or 0)
+        if request.temperature == 0:
+            ids = tokenizer(request.prompts[0], return_tensors="pt")
+            whole = model.generate(**ids, max_new_tokens=request.max_tokens, do_sample=False)[0]
+            assert sample.token_ids == whole[ids["input_ids"].shape[1] :].tolist()
+
+
+def test_a_request_that_is_taken_back_leaves_the_batch(ask: Any, models: TinyModels) -> None:
+    endless = request_of(models, max_tokens=None, prompts=["red "] * 8, n=16, stop=["\0"])
+    with connect() as redis:
+        asked = envelope(endless, "nobody")
+        entry_id = redis.xadd(REQUESTS, {"body": asked.model_dump_json()})
+        redis.xdel(REQUESTS, entry_id)
+        # What is asked after it is answered, and nothing is said of what was taken back.
+        assert ask(request_of(models)).results
+        assert redis.xlen(asked.reply_to) == 0
+
+
+def test_parts_come_before_the_reply_and_add_up_to_it(ask: Any, models: TinyModels) -> None:
+    with connect() as redis:
+        asked = envelope(request_of(models, max_tokens=40, n=2, stream=True, logprobs=1), "a-reader")
+        redis.xadd(REQUESTS, {"body": asked.model_dump_json()})
+        read: list[Any] = []
+        after: Any = "0"
+        while not read or isinstance(read[-1], SampleParts):
+            for _, entries in redis.xread({asked.reply_to: after}, block=10_000):
+                after = entries[-1][0]
+                read += [REPLIES.validate_json(fields[b"body"]) for _, fields in entries]
+    told: dict[int, str] = {}
+    for parts in read[:-1]:
+        for part in parts.parts:
+            assert part.offset == len(told.get(part.index, ""))
+            told[part.index] = told.get(part.index, "") + part.text
+            assert len(part.tokens or []) == len(part.token_logprobs or [])
+    whole = [sample for result in read[-1].results for sample in result.samples]
+    assert len(read) > 2
+    assert set(told) == set(range(6))
+    assert all(whole[index].text.startswith(text) for index, text in told.items())
+
+
+def test_a_model_that_is_too_large_is_refused_and_one_in_use_is_waited_for(
+    sampler: None, models: TinyModels, tmp_path: Path
+) -> None:
+    from core.storage import Storage
+    from workers.sampling.model_cache import ModelCache, NoRoom
+    from workers.sampling.refusals import Refused
+
+    size = sum(f.stat().st_size for f in models.plain.glob("*.safetensors"))
+    plain, chatty = files_of(models.plain), files_of(models.chatty)
+    small = ModelCache(Storage(f"file://{tmp_path}"), size // 2, tmp_path)
+    with pytest.raises(Refused, match="MPO_SAMPLER_MEMORY_BYTES"):
+        small.model(plain, "policy")
+    cache = ModelCache(Storage(f"file://{tmp_path}"), int(1.5 * size), tmp_path, pinned=["chatty"])
+    loaded(cache, plain, "policy")
+    with pytest.raises(NoRoom):
+        cache.model(chatty, "policy", in_use={plain.sha256})
+    loaded(cache, chatty, "policy")
+    assert cache.held == [("policy", chatty.sha256)]
+    with pytest.raises(NoRoom):  # pinned
+        cache.model(plain, "policy")
+    assert cache.bytes <= 1.5 * size
+
+
+def loaded(cache: Any, files: ModelFiles, kind: str) -> Any:
+    """The model, once it is there."""
+    from workers.sampling.model_cache import Loading
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return cache.model(files, kind)
+        except Loading:
+            assert time.monotonic() < deadline

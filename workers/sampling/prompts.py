@@ -103,6 +103,8 @@ def _encode_item(index: int, item: ScoreItem, loaded: LoadedTokenizer) -> tuple[
             code="invalid_request",
             param=f"items.{index}.response",
         )
+    if item.ends_in_its_end and isinstance(response, str):
+        response = response.removesuffix(str(loaded.tokenizer.eos_token or ""))
     prompt_ids = encode_prompt(prompt, loaded.tokenizer, None)
     response_ids = encode_response(response, loaded.tokenizer, None, item.terminated, prompt=prompt)
     tokens = len(prompt_ids) + len(response_ids)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,11 @@ from core import queue
 from core.aftermath import apply_run
 from core.bootstrap import register_model
 from core.comparing import ComparisonRequest, record_rows
-from core.database import open_transaction
+from core.database import open_session, open_transaction
+from core.settings import settings
+from core.storage import storage
+from core.tables import Dataset
+from tests.judges import judging, says
 from tests.sampler import running_sampler, write_models
 from workers.comparison import compare
 
@@ -97,6 +102,54 @@ def test_a_comparison_ends_with_rows_and_win_rates(registered: TestClient) -> No
     assert [line["text"] for line in lines[:4]] == [r["text"] for r in found["rows"][0]["responses"]]
 
 
+def test_the_rows_are_a_page_and_json_lines_too(registered: TestClient) -> None:
+    made = registered.post(
+        "/v1/comparisons", json=asked(prompts=["<script>alert(1)</script> & red ", "blue"])
+    ).json()
+    with running_sampler():
+        perform(made["run_id"])
+    path = f"/v1/comparisons/{made['id']}/rows"
+    page = registered.get(path, headers={"Accept": "text/html,application/xhtml+xml"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert "script-src" not in page.headers["content-security-policy"]
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; red" in page.text
+    assert "<script" not in page.text
+    assert page.text.count("<section>") == 2
+    rates = registered.get(f"/v1/comparisons/{made['id']}").json()["win_rates"]
+    assert f"{rates[0]['win_rate']:.3f}" in page.text
+    lines = registered.get(path, headers={"Accept": "application/x-ndjson"}).text.splitlines()
+    assert [json.loads(line) for line in lines] == registered.get(path).json()["data"]
+
+
+def test_a_judge_compares_in_both_orders_over_http(
+    registered: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that always takes the first place: nobody wins. Its key goes to it, and nowhere else."""
+    monkeypatch.setenv("MPO_JUDGE_HOSTS", '["127.0.0.1"]')
+    monkeypatch.setenv("MPO_JUDGE_KEYS", '{"127.0.0.1": "sk-of-the-judge"}')
+    settings.cache_clear()
+    seen: list[dict[str, Any]] = []
+    sampling = {"max_tokens": 6, "seed": 4}
+    with judging(lambda question: says("A"), seen) as url, running_sampler():
+        judge = {"base_url": url, "model": "wise", "rubric": "Which is shorter?"}
+        made = registered.post(
+            "/v1/comparisons", json=asked(scorer={"judge": judge}, sampling=sampling)
+        ).json()
+        perform(made["run_id"])
+    settings.cache_clear()
+    found = registered.get(f"/v1/comparisons/{made['id']}").json()
+    (rate,) = found["win_rates"]
+    assert (rate["n"], rate["ties"], rate["disagreed"], rate["win_rate"]) == (3, 3, 3, 0.5)
+    assert (rate["unparsed"], rate["failed"], rate["in_training"]) == (0, 0, False)
+    assert found["scorer"]["base_url"] == url
+    assert len(seen) == 6
+    assert {each["path"] for each in seen} == {"/v1/chat/completions"}
+    assert {each["headers"]["Authorization"] for each in seen} == {"Bearer sk-of-the-judge"}
+    assert all(each["body"]["messages"][0]["content"].startswith("Which is shorter?") for each in seen)
+    assert "sk-of-the-judge" not in registered.get(f"/v1/comparisons/{made['id']}").text
+
+
 def test_lists_are_newest_first(registered: TestClient) -> None:
     ids = [registered.post("/v1/comparisons", json=asked()).json()["id"] for _ in range(2)]
     listed = registered.get("/v1/comparisons").json()
@@ -123,7 +176,14 @@ def test_a_cancelled_comparison_stays_cancelled(registered: TestClient) -> None:
         ({"models": ["plain", "scorer"]}, ["body", "models", 1]),
         ({"scorer": {"reward_model": "plain"}}, ["body", "scorer", "reward_model"]),
         ({"scorer": {"judge": {"url": "http://somewhere"}}}, ["body", "scorer", "judge"]),
-        ({"blind": True}, ["body", "blind"]),
+        (
+            {"scorer": {"judge": {"base_url": "http://10.0.0.1/v1", "model": "m"}}, "sampling": {"n": 1}},
+            ["body", "scorer", "judge", "base_url"],
+        ),
+        ({"scorer": {"judge": {"base_url": "https://example.org/v1", "model": "m"}}}, ["body"]),
+        ({"scorer": {}}, ["body", "scorer"]),
+        ({"blind": True}, ["body"]),
+        ({"blind": True, "models": ["plain", "chatty", "third"], "sampling": {}}, ["body"]),
         ({"prompts": None}, ["body"]),
         ({"prompts": ["a\0b"]}, ["body", "prompts", 0]),
         ({"prompts": None, "dataset": "ds_none"}, ["body", "dataset"]),
@@ -170,3 +230,108 @@ def test_no_comparison_of_that_id_is_404(registered: TestClient) -> None:
     for path in ("cmp_none", "cmp_none/rows"):
         assert registered.get(f"/v1/comparisons/{path}").status_code == 404
     assert registered.post("/v1/comparisons/cmp_none/cancel").status_code == 404
+
+
+def finished_blind(client: TestClient) -> dict[str, Any]:
+    """A blind comparison of two models over four prompts."""
+    body = asked(blind=True, sampling={"max_tokens": 6, "seed": 4}, prompts=[*PROMPTS, "red cat "])
+    made: dict[str, Any] = client.post("/v1/comparisons", json=body).json()
+    with running_sampler():
+        perform(made["run_id"])
+    return made
+
+
+def test_a_blind_row_shows_its_models_once_it_is_voted_on(registered: TestClient) -> None:
+    made = finished_blind(registered)
+    path = f"/v1/comparisons/{made['id']}"
+    before = registered.get(path).json()
+    assert before["blind"] is True
+    for row in before["rows"]:
+        assert [r["side"] for r in row["responses"]] == ["A", "B"]
+        assert [(r["model"], r["score"]) for r in row["responses"]] == [(None, None)] * 2
+    for accept in ("text/csv", "text/html", "application/x-ndjson"):
+        file = registered.get(f"{path}/rows", headers={"Accept": accept}).text
+        assert "chatty" not in file.partition("Side by side")[2 if accept == "text/html" else 0]
+
+    voted = registered.post(f"{path}/votes", json={"row": 1, "preferred": "A", "annotator": "ann"})
+    assert voted.status_code == 200, voted.text
+    assert {r["model"] for r in voted.json()["responses"]} == {"plain", "chatty"}
+    assert [r["text"] for r in voted.json()["responses"]] == [
+        r["text"] for r in before["rows"][1]["responses"]
+    ]
+    after = registered.get(path).json()
+    assert after["rows"][1]["votes"] == [{"annotator": "ann", "preferred": "A"}]
+    assert after["rows"][0]["responses"][0]["model"] is None
+    assert (
+        registered.get(path, headers={"If-None-Match": registered.get(path).headers["ETag"]}).status_code
+        == 304
+    )
+
+
+def test_sides_are_shuffled_by_row_and_stay(registered: TestClient) -> None:
+    made = registered.post(
+        "/v1/comparisons",
+        json=asked(blind=True, sampling={"max_tokens": 2, "seed": 1}, prompts=["red "] * 32),
+    ).json()
+    with running_sampler():
+        perform(made["run_id"])
+    path, firsts = f"/v1/comparisons/{made['id']}", []
+    for row in range(32):
+        shown = registered.post(f"{path}/votes", json={"row": row, "preferred": "tie"}).json()
+        again = registered.post(f"{path}/votes", json={"row": row, "preferred": "tie"}).json()
+        assert shown["responses"] == again["responses"]
+        firsts.append(shown["responses"][0]["model"])
+    assert 4 < firsts.count("plain") < 28
+
+
+def test_votes_become_a_dataset_with_annotators(registered: TestClient) -> None:
+    made = finished_blind(registered)
+    path = f"/v1/comparisons/{made['id']}"
+    nothing = registered.post(f"{path}/dataset")
+    assert (nothing.status_code, nothing.json()["code"]) == (409, "nothing_preferred")
+    votes = [
+        (0, "B", "ann"),
+        (0, "A", "bob"),
+        (1, "A", "ann"),
+        (1, "B", "ann"),
+        (2, "tie", "ann"),
+        (3, "both_bad", "bob"),
+    ]
+    for row, preferred, annotator in votes:
+        body = {"row": row, "preferred": preferred, "annotator": annotator}
+        assert registered.post(f"{path}/votes", json=body).status_code == 200
+    rows = registered.get(path).json()["rows"]
+    dataset = registered.post(f"{path}/dataset", headers={"Idempotency-Key": "once"})
+    assert dataset.status_code == 202, dataset.text
+    again = registered.post(f"{path}/dataset", headers={"Idempotency-Key": "once"})
+    assert again.json()["id"] == dataset.json()["id"]
+    with open_session() as session:
+        location = session.get_one(Dataset, dataset.json()["id"]).location
+    content = b"".join(storage().read_chunks(location or "")).decode()
+    pairs = {pair["id"]: pair for pair in map(json.loads, content.splitlines())}
+    assert set(pairs) == {"0:ann", "0:bob", "1:ann"}
+    texts = {row["index"]: [r["text"] for r in row["responses"]] for row in rows}
+    assert (pairs["0:ann"]["chosen"], pairs["0:ann"]["rejected"]) == (texts[0][1], texts[0][0])
+    assert (pairs["0:bob"]["chosen"], pairs["0:bob"]["annotator"]) == (texts[0][0], "bob")
+    assert pairs["1:ann"]["chosen"] == texts[1][1]  # the later vote
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"row": 0, "preferred": "C"}, 422),
+        ({"row": -1, "preferred": "A"}, 422),
+        ({"row": 99, "preferred": "A"}, 404),
+        ({"row": 0, "preferred": "A", "annotator": ""}, 422),
+        ({"row": 0, "preferred": "A", "annotator": "a\0b"}, 422),
+    ],
+)
+def test_votes_that_are_refused(registered: TestClient, body: dict[str, Any], status: int) -> None:
+    made = registered.post("/v1/comparisons", json=asked(sampling={"max_tokens": 2})).json()
+    assert registered.post(f"/v1/comparisons/{made['id']}/votes", json=body).status_code == status
+
+
+def test_who_compares_several_responses_is_told_that_nobody_votes_on_them(registered: TestClient) -> None:
+    made = registered.post("/v1/comparisons", json=asked()).json()
+    answer = registered.post(f"/v1/comparisons/{made['id']}/votes", json={"row": 0, "preferred": "A"})
+    assert answer.status_code == 422

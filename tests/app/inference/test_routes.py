@@ -170,3 +170,29 @@ def test_another_owner_s_model_and_no_key_are_refused(sampling: TestClient, tmp_
     body = {"model": "job_01:ppo", "prompt": "a"}
     assert sampling.post("/v1/completions", json=body).status_code == 404
     assert sampling.post("/v1/completions", json=body, headers={"Authorization": ""}).status_code == 401
+
+
+def test_a_trainer_asks_for_rewards_in_its_own_words(sampling: TestClient) -> None:
+    """As OpenRLHF does: no header of its own, the key in the address."""
+    key = sampling.headers["Authorization"].removeprefix("Bearer ")
+    texts = ["red cat", "red dog runs"]
+    native = {
+        "model": "scorer",
+        "items": [{"prompt": "red ", "response": "cat"}, {"prompt": "red ", "response": "dog runs"}],
+    }
+    rewards = [entry["reward"] for entry in sampling.post("/v1/rewards", json=native).json()["data"]]
+
+    def ask(body: dict[str, Any], **how: Any) -> Any:
+        return sampling.post("/get_reward", params={"model": "scorer"}, json=body, **how)
+
+    body = {"query": [texts[0], f"{texts[1]}</s>"], "prompts": ["red ", "red "], "labels": ["", ""]}
+    del sampling.headers["Authorization"]
+    answer = ask(body, auth=("key", key))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["rewards"] == pytest.approx(rewards, abs=1e-5)
+    assert answer.json()["scores"] == answer.json()["rewards"]
+    assert ask(body, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    assert len(ask({"query": "red cat"}, auth=(key, "")).json()["rewards"]) == 1
+    assert ask({"query": texts, "prompts": ["red "]}, auth=("key", key)).status_code == 422
+    for wrong in ({}, {"auth": ("key", "mpo_sk_wrong")}, {"headers": {"Authorization": "Basic ###"}}):
+        assert ask(body, **wrong).status_code == 401
