@@ -91,6 +91,7 @@ def create_app() -> FastAPI:
     app.state.watcher = Watcher()
     app.state.feed = EventFeed()
     app.state.sampler = SamplerGateway()
+    app.state.located = {}
     app.state.submissions = Submissions()
     app.state.twins = WeakValueDictionary()
     app.state.methods_of = _methods_of

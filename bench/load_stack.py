@@ -112,6 +112,7 @@ def running_stack(folder: Path, **environment: str) -> Iterator[Stack]:
     """Start a stack in a folder; stopped at the end."""
     command = [sys.executable, "-m", "embedded", "up", "--state", str(folder), "--port", "0"]
     variables = {**inherited_environment(), **environment}
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / "up.log").open("wb") as log:
         process = subprocess.Popen(
             command,

@@ -31,11 +31,16 @@ class Work:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def fresh(self, number: int) -> tuple[str, int]:
+        """A prompt that has not come before, and its limit: what was read once helps nobody."""
+        return f"{number}: {self.prompts[number % len(self)]}", self.limits[number % len(self)]
+
 
 class Generate:
     """transformers' own way."""
 
     def __init__(self, folder: Path) -> None:
+        self._numbers = itertools.count()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -49,11 +54,10 @@ class Generate:
     def tokens_a_second(self, work: Work, at_once: int, seconds: float) -> float:
         """One batch after another; of each answer only the tokens that it may have count."""
         began, tokens = time.perf_counter(), 0
-        for start in itertools.count(step=at_once):
-            places = [(start + place) % len(work) for place in range(at_once)]
-            limit = max(work.limits[place] for place in places)
-            found = self._answers([work.prompts[place] for place in places], limit)
-            tokens += sum(min(len(ids), work.limits[p]) for ids, p in zip(found, places, strict=True))
+        while True:
+            asked = [work.fresh(next(self._numbers)) for _ in range(at_once)]
+            found = self._answers([prompt for prompt, _ in asked], max(limit for _, limit in asked))
+            tokens += sum(min(len(ids), limit) for ids, (_, limit) in zip(found, asked, strict=True))
             if time.perf_counter() - began >= seconds:
                 break
         return tokens / (time.perf_counter() - began)
@@ -79,24 +83,26 @@ class Service:
 
     def __init__(self, stack: Stack, model: str) -> None:
         self._stack, self._model = stack, model
+        self._numbers = itertools.count()
         self._headers = {"Authorization": f"Bearer {stack.key}"}
+        self._http = httpx.Client(headers=self._headers, timeout=TIMEOUT_SECONDS)
 
     def text(self, prompt: str, limit: int) -> str:
         """One greedy answer."""
-        answer = httpx.post(
-            f"{self._stack.url}/v1/completions",
-            json=self._body(prompt, limit),
-            headers=self._headers,
-            timeout=TIMEOUT_SECONDS,
-        )
-        return str(answer.raise_for_status().json()["choices"][0]["text"])
+        url, body = f"{self._stack.url}/v1/completions", self._body(prompt, limit)
+        give_up = time.monotonic() + TIMEOUT_SECONDS
+        while True:
+            answer = self._http.post(url, json=body)
+            # At first the sampler still starts, or loads the model.
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > give_up:
+                return str(answer.raise_for_status().json()["choices"][0]["text"])
+            time.sleep(float(answer.headers["Retry-After"]) / 4)
 
     def tokens_a_second(self, work: Work, at_once: int, seconds: float) -> float:
         """Closed loop: whoever has an answer asks for the next."""
-        places = (i % len(work) for i in itertools.count())
         requests = (
-            self._stack.request("POST", "/v1/completions", self._body(work.prompts[i], work.limits[i]))
-            for i in places
+            self._stack.request("POST", "/v1/completions", self._body(*work.fresh(number)))
+            for number in self._numbers
         )
         tokens = 0
 

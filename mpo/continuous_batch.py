@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -70,11 +71,6 @@ class ContinuousBatch:
         self._last: list[int] = []
         self._cache = RollingCache()
         self._cache_argument = _cache_argument(policy)
-        if not _has_plain_cache(policy):
-            raise UnusableModel(
-                "responses cannot be drawn from this model: it keeps more than keys and values of its tokens",
-                model=policy.config.model_type,
-            )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -84,12 +80,18 @@ class ContinuousBatch:
         """Of the live sequences."""
         return [row.name for row in self._rows]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def add(self, prompts: Sequence[tuple[int, list[int], Draws]]) -> dict[int, DrawnToken]:
-        """Sequences to join, by name, prompt (not empty) and draws; returns the first token of each.
+        """Sequences to join, by name, prompt (not empty) and draws; returns the first tokens.
 
-        Equal prompts are read once. Raises UnusableModel where the logits are not finite: none has joined.
+        Equal prompts are read once. One of which a prefix cache knows all but the last token is not read at
+        all: the next step gives its first token. Raises UnusableModel where the logits are not finite: none
+        that was read has joined.
         """
+        known = [] if self._prefixes is None else [p for p in prompts if self._join_known(*p)]
+        prompts = [p for p in prompts if p not in known]
+        if not prompts:
+            return {}
         distinct = list({tuple(token_ids): token_ids for _, token_ids, _ in prompts}.values())
         logits: dict[tuple[int, ...], Tensor] = {}
         layers: dict[tuple[int, ...], Layers] = {}
@@ -104,7 +106,7 @@ class ContinuousBatch:
         self._last += [token.token_id for token in tokens]
         return {row.name: token for row, token in zip(rows, tokens, strict=True)}
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> dict[int, DrawnToken]:
         """The next token of each live sequence, by name. Raises UnusableModel."""
         device, cache = self._policy.device, self._cache
@@ -127,6 +129,7 @@ class ContinuousBatch:
         self._last = [token.token_id for token in tokens]
         return {row.name: token for row, token in zip(self._rows, tokens, strict=True)}
 
+    @torch.inference_mode()
     def remove(self, names: Sequence[int]) -> None:
         """Sequences that have ended."""
         gone = set(names)
@@ -138,6 +141,17 @@ class ContinuousBatch:
                 self._last.pop()
         if not self._rows:
             self._cache = RollingCache()
+
+    def _join_known(self, name: int, token_ids: list[int], draws: Draws) -> bool:
+        """Join a sequence whose prompt has been read before; False where it has not."""
+        assert self._prefixes is not None
+        layers = self._prefixes.all_but_last(token_ids)
+        if layers is None:
+            return False
+        self._cache.add(layers, [len(token_ids) - 1])
+        self._rows.append(_Row(name, draws))
+        self._last.append(token_ids[-1])
+        return True
 
     def _read(self, prompts: list[list[int]]) -> list[tuple[Tensor, Layers]]:
         """Logits after each prompt, and its keys and values."""
@@ -255,7 +269,23 @@ def _parts(prompts: list[list[int]]) -> list[list[list[int]]]:
     return parts
 
 
+_cache_arguments: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+"""Of models that have been looked at."""
+
+
 def _cache_argument(policy: PreTrainedModel) -> str:
+    """What a forward calls its cache; raises UnusableModel where it keeps more than keys and values."""
+    if policy not in _cache_arguments:
+        if not _has_plain_cache(policy):
+            raise UnusableModel(
+                "responses cannot be drawn from this model: it keeps more than keys and values of its tokens",
+                model=policy.config.model_type,
+            )
+        _cache_arguments[policy] = _named_cache(policy)
+    return _cache_arguments[policy]
+
+
+def _named_cache(policy: PreTrainedModel) -> str:
     """transformers 5.24 renamed it, architecture by architecture."""
     forward = policy.base.model.forward if isinstance(policy, AdaptedModel) else policy.forward
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

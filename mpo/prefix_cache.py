@@ -44,6 +44,16 @@ class PrefixCache:
         self._kept.move_to_end(best)
         return [(keys[:, :, :common], values[:, :, :common]) for keys, values in self._kept[best][1]]
 
+    def all_but_last(self, prompt: Sequence[int]) -> Layers | None:
+        """What is known of a prompt that was read as a whole before, up to its last token; else None."""
+        kept = self._kept.get(tuple(prompt))
+        if kept is None:
+            return None
+        self._kept.move_to_end(tuple(prompt))
+        self.tokens_read += len(prompt)
+        self.tokens_spared += len(prompt) - 1
+        return [(keys[:, :, :-1], values[:, :, :-1]) for keys, values in kept[1]]
+
     def keep(self, prompt: Sequence[int], layers: Layers) -> None:
         """Remember a prompt that was read, where it fits."""
         key, size = tuple(prompt), _bytes(layers)

@@ -1,5 +1,6 @@
 """From a request for a model, by name, to the sampler's reply."""
 
+import time
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
@@ -12,6 +13,10 @@ from core.errors import NotFound, ServiceError
 from core.sampling import ModelFiles
 from core.sampling import Request as SamplerRequest
 from core.work_lookup import locate_model
+
+TRUSTED_SECONDS = 1.0
+"""A model that was deleted answers for this long at most; its files are there longer."""
+MOST_KNOWN = 10_000
 
 
 class ModelNotFound(NotFound):
@@ -35,7 +40,14 @@ class Asking:
 
     async def locate(self, owner: str, name: str) -> ModelFiles:
         """Where a model's files are. Raises ModelNotFound."""
-        return await run_in_threadpool(_locate, owner, name)
+        known: dict[tuple[str, str], tuple[float, ModelFiles]] = self._request.app.state.located
+        at, files = known.get((owner, name), (0.0, None))
+        if files is None or time.monotonic() - at > TRUSTED_SECONDS:
+            files = await run_in_threadpool(_locate, owner, name)
+            if len(known) >= MOST_KNOWN:
+                known.clear()
+            known[owner, name] = time.monotonic(), files
+        return files
 
     async def ask(self, request: SamplerRequest) -> Any:
         """The sampler's reply. Raises SamplerRefused, NoSampler, SamplerBusy."""

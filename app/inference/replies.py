@@ -99,15 +99,21 @@ class SamplerGateway:
         self, request: Request, is_gone: Callable[[], Awaitable[bool]]
     ) -> AsyncGenerator[Any, None]:
         redis = self._connect()
-        if not await redis.exists(ALIVE):
-            raise NoSampler()
-        if int(await redis.xlen(REQUESTS)) >= MAX_PENDING_REQUESTS:
-            raise SamplerBusy()
         sent = envelope(request, self._process_id)
         replies = self._waiting[sent.id] = asyncio.Queue()
         asked, answered = None, False
         try:
-            asked = _Asked(sent, await redis.xadd(REQUESTS, {"body": sent.model_dump_json()}), replies)
+            # One way to Redis and back: what must not wait there is taken back.
+            pipe = redis.pipeline(transaction=False)
+            pipe.exists(ALIVE)
+            pipe.xlen(REQUESTS)
+            pipe.xadd(REQUESTS, {"body": sent.model_dump_json()})
+            alive, waiting, entry_id = await pipe.execute()
+            asked = _Asked(sent, entry_id, replies)
+            if not alive:
+                raise NoSampler()
+            if int(waiting) >= MAX_PENDING_REQUESTS:
+                raise SamplerBusy()
             while not answered:
                 reply = await self._next(asked, is_gone)
                 answered = not isinstance(reply, SampleParts)

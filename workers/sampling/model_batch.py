@@ -12,6 +12,9 @@ from workers.sampling.model_cache import LoadedModel, LoadedTokenizer
 MOST_ROWS = 64
 """Responses that are drawn together; the others wait for their places."""
 
+JOIN_TOGETHER = 4
+"""So many join at once; fewer wait, of 16 under way up to four tokens for example."""
+
 
 @dataclass(eq=False)
 class Asked:
@@ -31,7 +34,7 @@ class ModelBatch:
         self._batch = ContinuousBatch(model.model, loaded.terminators.pad_id, model.prefixes)
         self._waiting: deque[tuple[Asked, int]] = deque()
         self._live: dict[int, tuple[Asked, int]] = {}
-        self._next_name = 0
+        self._next_name, self._turns_waited = 0, 0
 
     def join(self, asked: Asked) -> None:
         """A request whose responses are to be drawn."""
@@ -40,8 +43,7 @@ class ModelBatch:
 
     def turn(self) -> list[Asked]:
         """One more token of every response that has a place; returns the requests that are complete."""
-        free = MOST_ROWS - len(self._batch)
-        joining = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        joining = [self._waiting.popleft() for _ in range(self._may_join())]
         if joining:
             self._take(self._batch.add([self._start(asked, number) for asked, number in joining]))
         elif self._batch:
@@ -49,6 +51,16 @@ class ModelBatch:
         complete = [asked for asked in self.asked if asked.answering.has_ended]
         self.asked = [asked for asked in self.asked if not asked.answering.has_ended]
         return complete
+
+    def _may_join(self) -> int:
+        """How many of those that wait join now: prompts that are read together cost less than one by one, so
+        while many responses are drawn, the first that comes waits a few tokens for others."""
+        count = min(MOST_ROWS - len(self._batch), len(self._waiting))
+        self._turns_waited = self._turns_waited + 1 if count else 0
+        if count >= JOIN_TOGETHER or self._turns_waited * JOIN_TOGETHER > len(self._batch) or not self._batch:
+            self._turns_waited = 0
+            return count
+        return 0
 
     def leave(self, gone: Iterable[Asked]) -> None:
         """Requests whose answers are of no use any more."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 1.0
 TAKE_OVER_SECONDS = 2.0
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.02
 """How often it looks for new requests while it answers others."""
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.2, 5.0
 
