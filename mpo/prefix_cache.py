@@ -4,13 +4,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from transformers import DynamicCache
 
 from mpo.rolling_cache import Layers
 
 LEAST_TOKENS = 16
-"""A shorter common beginning is read as fast as it is looked up and copied."""
+"""A shorter common beginning is read as fast as it is looked up and copied. Found by blocks of as many."""
+
+Key = tuple[int, ...]
 
 
 class PrefixCache:
@@ -18,7 +19,8 @@ class PrefixCache:
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget, self._bytes = budget_bytes, 0
-        self._kept: OrderedDict[tuple[int, ...], tuple[npt.NDArray[np.int64], Layers]] = OrderedDict()
+        self._kept: OrderedDict[Key, Layers] = OrderedDict()
+        self._beginnings: dict[int, Key] = {}
         self.tokens_read, self.tokens_spared = 0, 0
 
     @property
@@ -27,32 +29,30 @@ class PrefixCache:
         return self._bytes
 
     def longest(self, prompt: Sequence[int]) -> Layers | None:
-        """What is known of the longest beginning of a prompt; None where it is too short to be of use.
+        """What is known of the beginning of a prompt; None where that is too short to be of use.
 
-        At least the last token is left to be read: its logits are wanted.
+        At least the last token is left to be read: its logits are wanted. Found by whole blocks: of two kept
+        prompts that begin alike it may be either, which differ by less than a block.
         """
-        ids = np.asarray(prompt, dtype=np.int64)
-        best, common = None, LEAST_TOKENS - 1
-        for key, (kept, _) in self._kept.items():
-            length = _common(ids[:-1], kept)
-            if length > common:
-                best, common = key, length
         self.tokens_read += len(prompt)
-        if best is None:
+        key = self._like(prompt[:-1])
+        if key is None:
             return None
+        common = _common(prompt[:-1], key)
         self.tokens_spared += common
-        self._kept.move_to_end(best)
-        return [(keys[:, :, :common], values[:, :, :common]) for keys, values in self._kept[best][1]]
+        self._kept.move_to_end(key)
+        return [(keys[:, :, :common], values[:, :, :common]) for keys, values in self._kept[key]]
 
     def all_but_last(self, prompt: Sequence[int]) -> Layers | None:
         """What is known of a prompt that was read as a whole before, up to its last token; else None."""
-        kept = self._kept.get(tuple(prompt))
+        key = tuple(prompt)
+        kept = self._kept.get(key)
         if kept is None:
             return None
-        self._kept.move_to_end(tuple(prompt))
+        self._kept.move_to_end(key)
         self.tokens_read += len(prompt)
         self.tokens_spared += len(prompt) - 1
-        return [(keys[:, :, :-1], values[:, :, :-1]) for keys, values in kept[1]]
+        return [(keys[:, :, :-1], values[:, :, :-1]) for keys, values in kept]
 
     def keep(self, prompt: Sequence[int], layers: Layers) -> None:
         """Remember a prompt that was read, where it fits."""
@@ -60,16 +60,42 @@ class PrefixCache:
         if key in self._kept or size > self._budget or len(prompt) < LEAST_TOKENS:
             return
         while self._bytes + size > self._budget:
-            self._bytes -= _bytes(self._kept.popitem(last=False)[1][1])
+            self._forget(next(iter(self._kept)))
         # Copies: what was read together with longer prompts is a view of all of them.
-        own = [(keys.clone(), values.clone()) for keys, values in layers]
-        self._kept[key] = np.asarray(prompt, dtype=np.int64), own
+        self._kept[key] = [(keys.clone(), values.clone()) for keys, values in layers]
         self._bytes += size
+        for beginning in _beginnings(key):
+            self._beginnings[beginning] = key
 
     def clear(self) -> None:
         """Forget all."""
         self._kept.clear()
+        self._beginnings.clear()
         self._bytes = 0
+
+    def _like(self, prompt: Sequence[int]) -> Key | None:
+        """A kept prompt that shares the most whole blocks with this one."""
+        for beginning in reversed(_beginnings(prompt)):
+            key = self._beginnings.get(beginning)
+            # The hash of a block may be another's too.
+            if key is not None and _common(prompt, key) >= LEAST_TOKENS:
+                return key
+        return None
+
+    def _forget(self, key: Key) -> None:
+        self._bytes -= _bytes(self._kept.pop(key))
+        for beginning in _beginnings(key):
+            if self._beginnings.get(beginning) == key:
+                del self._beginnings[beginning]
+
+
+def _beginnings(prompt: Sequence[int]) -> list[int]:
+    """Hashes of the first block, the first two, …"""
+    found, so_far = [], 0
+    for start in range(0, len(prompt) - LEAST_TOKENS + 1, LEAST_TOKENS):
+        so_far = hash((so_far, *prompt[start : start + LEAST_TOKENS]))
+        found.append(so_far)
+    return found
 
 
 def seeded(prefix: Layers) -> DynamicCache:
@@ -97,9 +123,9 @@ def joined(rows: Sequence[Layers]) -> Layers:
     return layers
 
 
-def _common(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> int:
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
     length = min(len(one), len(other))
-    differing = np.flatnonzero(one[:length] != other[:length])
+    differing = np.flatnonzero(np.asarray(one[:length]) != np.asarray(other[:length]))
     return int(differing[0]) if len(differing) else length
 
 

@@ -12,8 +12,8 @@ from workers.sampling.model_cache import LoadedModel, LoadedTokenizer
 MOST_ROWS = 64
 """Responses that are drawn together; the others wait for their places."""
 
-JOIN_TOGETHER = 4
-"""So many join at once; fewer wait, of 16 under way up to four tokens for example."""
+JOIN_TOGETHER = 8
+"""So many join at once; fewer wait, of 32 under way up to four tokens for example."""
 
 
 @dataclass(eq=False)
