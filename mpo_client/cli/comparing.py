@@ -47,7 +47,9 @@ def compare(
     seed: Seed = None,
     n: Annotated[int | None, typer.Option(min=1, help="Responses a prompt and model.")] = None,
     show: Annotated[int, typer.Option(min=0, max=20, help="Rows to show.")] = 3,
-    save: Annotated[Path | None, typer.Option(help="All rows into a CSV file.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="All rows into a file: .csv, .jsonl, or .html, a page to read.")
+    ] = None,
 ) -> None:
     """Compare models on the same prompts, and wait for it. Ctrl-C leaves it running."""
     asked = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
@@ -68,13 +70,24 @@ def compare(
     )
     found = _finished(session, begun)
     if save is not None:
-        client.comparisons.save_csv(found.id, save)
+        _save(session, found.id, save)
     if screen.as_json:
         screen.document(found)
     else:
         _tell(screen, found, show)
     if found.status != "succeeded":
         raise typer.Exit(exit_codes.UNSUCCESSFUL)
+
+
+def _save(session: Session, comparison_id: str, to: Path) -> None:
+    comparisons = session.client.comparisons
+    match to.suffix.lower():
+        case ".html" | ".htm":
+            comparisons.save_html(comparison_id, to)
+        case ".jsonl" | ".ndjson":
+            comparisons.save_json_lines(comparison_id, to)
+        case _:
+            comparisons.save_csv(comparison_id, to)
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -71,3 +71,20 @@ def test_the_command_samples_and_compares(sampling: Client, at_service: Mpo, els
     (made,) = sampling.comparisons.list()
     assert [row.prompt for row in sampling.comparisons.rows(made.id)] == ["red ", "blue cat "]
     assert sampling.comparisons.wait(made.id, deadline_seconds=5).status == "succeeded"
+
+
+def test_people_vote_blind_and_their_votes_become_a_dataset(sampling: Client, tmp_path: Path) -> None:
+    made = sampling.comparisons.create(
+        models=["plain", "chatty"], prompts=["red ", "blue cat "], max_tokens=6, seed=1, blind=True
+    )
+    perform(str(made.model_dump()["run_id"]))
+    assert {r.model for row in sampling.comparisons.get(made.id).rows for r in row.responses} == {None}
+    shown = sampling.comparisons.vote(made.id, row=1, preferred="B", annotator="ann")
+    assert {r.model for r in shown.responses} == {"plain", "chatty"}
+    assert [(vote.annotator, vote.preferred) for vote in shown.votes] == [("ann", "B")]
+    dataset = sampling.comparisons.to_dataset(made.id)
+    assert dataset.kind == "preference"
+    sampling.comparisons.save_html(made.id, tmp_path / "page.html")
+    assert "<h2>Side by side</h2>" in (tmp_path / "page.html").read_text()
+    sampling.comparisons.save_json_lines(made.id, tmp_path / "rows.jsonl")
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
