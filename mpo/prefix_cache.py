@@ -67,12 +67,6 @@ class PrefixCache:
         for beginning in _beginnings(key):
             self._beginnings[beginning] = key
 
-    def clear(self) -> None:
-        """Forget all."""
-        self._kept.clear()
-        self._beginnings.clear()
-        self._bytes = 0
-
     def _like(self, prompt: Sequence[int]) -> Key | None:
         """A kept prompt that shares the most whole blocks with this one."""
         for beginning in reversed(_beginnings(prompt)):

@@ -76,6 +76,10 @@ class Engine:
         """Whether there is nothing to do but to wait for a model."""
         return not (self._batches or self._unsent or self._alone)
 
+    def close(self) -> None:
+        """Load nothing more."""
+        self._cache.close()
+
     def take(self, mail: Mail) -> None:
         """A request to answer."""
         self._new.append((mail, self._clock()))

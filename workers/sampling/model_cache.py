@@ -6,8 +6,9 @@ from collections import OrderedDict
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -26,8 +27,8 @@ from workers.sampling.spelling import Speller
 Kind = Literal["policy", "reward_model"]
 DEFAULT_CONTEXT_TOKENS = 1024
 MAX_TOKENIZERS = 64
-PREFIX_BYTES = 64 << 20
-"""Of keys and values of prompts, a model."""
+PREFIX_BYTES, PREFIX_SHARE = 64 << 20, 8
+"""Keys and values of prompts may take so many bytes a model, and no more than this part of its weights'."""
 SOON_BYTES, SOON_SECONDS = 256 << 20, 1.0
 """Where nothing else is to be done, a small model is waited for."""
 WEIGHTS = "*.safetensors"
@@ -51,16 +52,11 @@ class LoadedTokenizer:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory; `weight_bytes` are its parameters'. prefixes: of prompts that it has read."""
+    """A model in memory. bytes: of its parameters, and what prompts that it has read may take."""
 
     model: PreTrainedModel
-    weight_bytes: int
-    prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(PREFIX_BYTES))
-
-    @property
-    def bytes(self) -> int:
-        """All that it holds while it answers nothing."""
-        return self.weight_bytes + self.prefixes.bytes
+    prefixes: PrefixCache
+    bytes: int
 
 
 class NoRoom(Exception):
@@ -128,9 +124,12 @@ class ModelCache:
         if key not in self._loads:
             folder = self._folder(files)
             _check_kind(folder, files.name, key[0])
-            size = sum(file.stat().st_size for file in folder.glob(WEIGHTS))
+            weights = sum(_bytes_in_memory(file) for file in folder.glob(WEIGHTS))
+            prefixes = min(PREFIX_BYTES, weights // PREFIX_SHARE, max(0, self._budget - weights))
+            size = weights + prefixes
             self._make_room(files.name, size, in_use)
-            self._loads[key] = self._loader.submit(_load, key[0], folder), size, time.monotonic()
+            load = self._loader.submit(_load, key[0], folder, prefixes, size)
+            self._loads[key] = load, size, time.monotonic()
         future, size, since = self._loads[key]
         if not in_use and size <= SOON_BYTES:
             with suppress(TimeoutError):
@@ -150,9 +149,6 @@ class ModelCache:
                 code="model_too_large",
                 param="model",
             )
-        if wanted + self.bytes > self._budget:
-            for held in self._models.values():
-                held.prefixes.clear()
         for key in list(self._models):
             if wanted + self.bytes <= self._budget:
                 return
@@ -184,6 +180,17 @@ def _check_kind(folder: Path, name: str, kind: Kind) -> None:
     raise Refused(f"{name!r} {can}", code="wrong_model_kind", param="model")
 
 
+def _bytes_in_memory(file: Path) -> int:
+    """Of a file's tensors once they are loaded, in fp32 whatever the file holds them in: by its header."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(min(size, int.from_bytes(opened.read(8), "little"))))
+        return sum(4 * prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return size  # what is no such file, loading says better
+
+
 def _load_tokenizer(folder: Path) -> LoadedTokenizer:
     tokenizer = load_tokenizer(folder)
     settings = text_settings(folder / "config.json")
@@ -193,7 +200,7 @@ def _load_tokenizer(folder: Path) -> LoadedTokenizer:
     return LoadedTokenizer(folder, tokenizer, Speller(tokenizer), vocabulary, context_tokens)
 
 
-def _load(kind: Kind, folder: Path) -> LoadedModel:
+def _load(kind: Kind, folder: Path, prefix_bytes: int, size: int) -> LoadedModel:
     load = load_policy if kind == "policy" else load_reward_model
     model = load(folder).eval().requires_grad_(False).to(training_device())
-    return LoadedModel(model, sum(p.numel() * p.element_size() for p in model.parameters()))
+    return LoadedModel(model, PrefixCache(prefix_bytes), size)

@@ -30,7 +30,11 @@ def serve(mailbox: Mailbox, stop: threading.Event) -> None:
     """Answer requests until `stop` is set. Outlasts Redis being away, or coming back empty."""
     scratch = settings().scratch or Path(tempfile.gettempdir())
     with own_folder(scratch, "mpo-sampler-") as copies:
-        _serve(_load_engine(copies, mailbox), mailbox, stop)
+        engine = _load_engine(copies, mailbox)
+        try:
+            _serve(engine, mailbox, stop)
+        finally:
+            engine.close()
 
 
 def _serve(engine: "Engine", mailbox: Mailbox, stop: threading.Event) -> None:
