@@ -13,8 +13,8 @@ from app.authentication import Caller
 from app.comparisons import service, voting
 from app.comparisons.row_files import HTML_HEADERS, stream_csv, stream_html, stream_json_lines
 from app.comparisons.schemas import ComparisonCreate, ComparisonRowView, ComparisonView, VoteBody
-from app.datasets import service as datasets
 from app.datasets import uploads
+from app.datasets.making import make_with_content
 from app.datasets.schemas import DatasetCreate, DatasetView
 from app.dependencies import ReadCaller, SessionDep, StorageDep, TransactionDep, WriteCaller
 from app.idempotency import REPLAYED, Made, OnceDep, creates
@@ -22,8 +22,7 @@ from app.pagination import Page, PageDep, RowPageDep, list_page
 from app.problems import responses
 from app.streams import POLLED, Poll, PollDep, Subject
 from core.database import Transaction, open_session, open_transaction
-from core.errors import ServiceError
-from core.tables import Comparison
+from core.tables import Comparison, Dataset
 
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
 
@@ -139,19 +138,11 @@ async def make_dataset(
     name, content = await run_in_threadpool(read)
     stored = await uploads.store_upload(storage, _one_chunk(content))
 
-    def make(tx: Transaction) -> Made:
-        dataset = datasets.create_dataset(tx, caller.owner, DatasetCreate(name=f"votes on {name}"))
-        dataset, _ = datasets.accept_content(tx, caller.owner, dataset.id, stored, "application/x-ndjson")
+    def made(dataset: Dataset) -> Made:
         return Made(DatasetView.model_validate(dataset), 202, f"/v1/datasets/{dataset.id}")
 
-    try:
-        answer = await once.answer(caller.owner, make)
-    except ServiceError:
-        await run_in_threadpool(storage.delete, stored.name)
-        raise
-    if REPLAYED in answer.headers:
-        await run_in_threadpool(storage.delete, stored.name)
-    return answer
+    body = DatasetCreate(name=f"votes on {name}")
+    return await make_with_content(once, caller.owner, body, storage, stored, JSON_LINES, made)
 
 
 async def _one_chunk(content: bytes) -> AsyncIterator[bytes]:

@@ -1,6 +1,7 @@
 """Datasets over HTTP."""
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -13,16 +14,17 @@ from starlette.datastructures import UploadFile
 
 from app.authentication import Caller
 from app.datasets import reports, rows, service, uploads
+from app.datasets.making import make_with_content
 from app.datasets.schemas import DatasetCreate, DatasetRow, DatasetView, ReportView
 from app.dependencies import ReadCaller, SessionDep, StorageDep, WriteCaller
-from app.idempotency import REPLAYED, Made, Once, OnceDep, creates, fingerprint_of
+from app.idempotency import Made, Once, OnceDep, creates, fingerprint_of
 from app.marks import Mark
 from app.pagination import Page, PageDep, RowPageDep, list_page
 from app.problems import responses
 from app.streams import POLLED, PollDep, Subject
 from app.validation import parse_body
 from app.wire import Deleted
-from core.database import Transaction, open_session, open_transaction
+from core.database import open_session, open_transaction
 from core.errors import ServiceError, Unprocessable
 from core.storage import Storage
 from core.stored_files import StoredFile
@@ -83,21 +85,11 @@ async def _create_from_form(request: Request, caller: Caller, storage: Storage, 
         stored = await uploads.store_upload(storage, uploads.file_chunks(file))
         media_type = uploads.media_type_of(file.content_type)
 
-    def make(tx: Transaction) -> Made:
-        dataset = service.create_dataset(tx, caller.owner, body)
-        dataset, _ = service.accept_content(tx, caller.owner, dataset.id, stored, media_type)
-        return _made(dataset, 202)
-
     # Boundaries differ from try to try: the fields and the content's digest are what must be the same.
     same = fingerprint_of(f"{body.model_dump_json()} {media_type} {stored.sha256}".encode())
-    try:
-        answer = await once.answer(caller.owner, make, same)
-    except ServiceError:
-        await run_in_threadpool(storage.delete, stored.name)
-        raise
-    if REPLAYED in answer.headers:
-        await run_in_threadpool(storage.delete, stored.name)
-    return answer
+    return await make_with_content(
+        once, caller.owner, body, storage, stored, media_type, partial(_made, status=202), same
+    )
 
 
 @router.put(

@@ -10,19 +10,19 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 from sqlalchemy import select
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from app.datasets import service, uploads
+from app.datasets.making import make_with_content
 from app.datasets.schemas import DatasetCreate, Kind
 from app.dependencies import ReadCaller, SessionDep, StorageDep, WriteCaller
-from app.idempotency import REPLAYED, Made, OnceDep, creates, fingerprint_of
+from app.idempotency import Made, OnceDep, creates, fingerprint_of
 from app.pagination import Page, PageDep, list_page
 from app.problems import responses
 from app.validation import parse_body
 from app.wire import Body, Seconds, View
-from core.database import Transaction, open_transaction
-from core.errors import ServiceError, Unprocessable
+from core.database import open_transaction
+from core.errors import Unprocessable
 from core.tables import Dataset
 
 router = APIRouter(prefix="/v1/files", tags=["openai"])
@@ -98,20 +98,11 @@ async def create_file(request: Request, caller: WriteCaller, storage: StorageDep
         stored = await uploads.store_upload(storage, uploads.file_chunks(file))
         media_type = uploads.media_type_of(file.content_type)
 
-    def make(tx: Transaction) -> Made:
-        dataset = service.create_dataset(tx, caller.owner, body)
-        dataset, _ = service.accept_content(tx, caller.owner, dataset.id, stored, media_type)
+    def made(dataset: Dataset) -> Made:
         return Made(file_view(dataset), 200, f"/v1/files/{dataset.id}")
 
     same = fingerprint_of(f"{body.model_dump_json()} {stored.sha256}".encode())
-    try:
-        answer = await once.answer(caller.owner, make, same)
-    except ServiceError:
-        await run_in_threadpool(storage.delete, stored.name)
-        raise
-    if REPLAYED in answer.headers:
-        await run_in_threadpool(storage.delete, stored.name)
-    return answer
+    return await make_with_content(once, caller.owner, body, storage, stored, media_type, made, same)
 
 
 @router.get("")
