@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -105,70 +105,60 @@ class CompletionChunks:
         self._id, self._created, self._told = new_id("request"), int(time.time()), _Told()
 
     def opening(self) -> Iterator[Chunk]:
-        """Nothing."""
+        """Before any text."""
         yield from ()
 
     def of_part(self, part: SamplePart) -> Iterator[Chunk]:
         """What a response has got."""
         if (new := self._told.new(part)) is not None:
-            yield self._chunk([self._piece(new, None)])
+            yield self._text(new)
 
     def of_reply(self, reply: SampleReply) -> Iterator[Chunk]:
         """What was left to tell, how each response ended, and the tokens of all."""
         samples = [sample for result in reply.results for sample in result.samples]
         for index, sample in enumerate(samples):
-            yield self._chunk([self._piece(self._told.rest(index, sample), sample.finish_reason)])
+            yield from self._ending(self._told.rest(index, sample), sample.finish_reason)
         if self._include_usage:
             yield self._chunk([], usage_of(reply.results))
 
-    def _piece(self, part: SamplePart, finish_reason: FinishReason | None) -> CompletionPiece:
-        return CompletionPiece(
-            index=part.index,
-            text=part.text,
-            finish_reason=finish_reason,
-            logprobs=completion_logprobs(part),
-        )
+    def _ending(self, rest: SamplePart, finish_reason: FinishReason) -> Iterator[Chunk]:
+        yield self._text(rest, finish_reason)
 
-    def _chunk(self, choices: list[CompletionPiece], usage: Usage | None = None) -> Chunk:
+    def _text(self, part: SamplePart, finish_reason: FinishReason | None = None) -> Chunk:
+        logprobs = completion_logprobs(part)
+        piece = CompletionPiece(
+            index=part.index, text=part.text, finish_reason=finish_reason, logprobs=logprobs
+        )
+        return self._chunk([piece])
+
+    def _chunk(self, choices: list[Any], usage: Usage | None = None) -> Chunk:
         return CompletionChunk(
             id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
         )
 
 
-class ChatChunks:
+class ChatChunks(CompletionChunks):
     """Chunks of /v1/chat/completions."""
 
     def __init__(self, model: str, n: int, top_logprobs: int, *, include_usage: bool) -> None:
-        self._model, self._n, self._top_logprobs = model, n, top_logprobs
-        self._include_usage = include_usage
-        self._id, self._created, self._told = new_id("request"), int(time.time()), _Told()
+        super().__init__(model, include_usage=include_usage)
+        self._n, self._top_logprobs = n, top_logprobs
 
     def opening(self) -> Iterator[Chunk]:
         """Whose message it is."""
         for index in range(self._n):
             yield self._chunk([ChatPiece(index=index, delta=Delta(role="assistant", content=""))])
 
-    def of_part(self, part: SamplePart) -> Iterator[Chunk]:
-        """What a response has got."""
-        if (new := self._told.new(part)) is not None:
-            yield self._chunk([self._piece(new)])
+    def _ending(self, rest: SamplePart, finish_reason: FinishReason) -> Iterator[Chunk]:
+        if rest.text or rest.tokens:
+            yield self._text(rest)
+        yield self._chunk([ChatPiece(index=rest.index, delta=Delta(), finish_reason=finish_reason)])
 
-    def of_reply(self, reply: SampleReply) -> Iterator[Chunk]:
-        """What was left to tell, how each response ended, and the tokens of all."""
-        for index, sample in enumerate(reply.results[0].samples):
-            rest = self._told.rest(index, sample)
-            if rest.text or rest.tokens:
-                yield self._chunk([self._piece(rest)])
-            yield self._chunk([ChatPiece(index=index, delta=Delta(), finish_reason=sample.finish_reason)])
-        if self._include_usage:
-            yield self._chunk([], usage_of(reply.results))
+    def _text(self, part: SamplePart, finish_reason: FinishReason | None = None) -> Chunk:
+        logprobs = chat_logprobs(part, self._top_logprobs)
+        delta = Delta(content=part.text)
+        piece = ChatPiece(index=part.index, delta=delta, finish_reason=finish_reason, logprobs=logprobs)
+        return self._chunk([piece])
 
-    def _piece(self, part: SamplePart) -> ChatPiece:
-        return ChatPiece(
-            index=part.index,
-            delta=Delta(content=part.text),
-            logprobs=chat_logprobs(part, self._top_logprobs),
-        )
-
-    def _chunk(self, choices: list[ChatPiece], usage: Usage | None = None) -> Chunk:
+    def _chunk(self, choices: list[Any], usage: Usage | None = None) -> Chunk:
         return ChatChunk(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
