@@ -7,8 +7,10 @@ lead elsewhere. Redirects are refused. Answers are bounded in size and time.
 import ipaddress
 import json
 import socket
+import ssl
 import time
 from collections.abc import Collection
+from functools import cache
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -67,7 +69,7 @@ def post_json(
     try:
         with (
             # No proxy of the environment: it would resolve the name anew.
-            httpx.Client(timeout=seconds, trust_env=False) as client,
+            httpx.Client(timeout=seconds, trust_env=False, verify=_certificates()) as client,
             client.stream(
                 "POST",
                 target,
@@ -81,6 +83,12 @@ def post_json(
             return json.loads(_read(answer, deadline))
     except (httpx.HTTPError, ValueError, RecursionError) as error:
         raise NoUsableAnswer(type(error).__name__) from error
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: it takes longer than a short answer does."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _read(answer: httpx.Response, deadline: float) -> bytes:

@@ -88,8 +88,7 @@ class ContinuousBatch:
         all: the next step gives its first token. Raises UnusableModel where the logits are not finite: none
         that was read has joined.
         """
-        known = [] if self._prefixes is None else [p for p in prompts if self._join_known(*p)]
-        prompts = [p for p in prompts if p not in known]
+        prompts = [p for p in prompts if self._prefixes is None or not self._join_known(*p)]
         if not prompts:
             return {}
         distinct = list({tuple(token_ids): token_ids for _, token_ids, _ in prompts}.values())

@@ -1,6 +1,7 @@
-"""A dataset that is made together with its content, at most once for an Idempotency-Key."""
+"""Datasets with their bytes: made together, at most once for an Idempotency-Key, and deleted together."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from fastapi import Response
 from starlette.concurrency import run_in_threadpool
@@ -8,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from app.datasets import service
 from app.datasets.schemas import DatasetCreate
 from app.idempotency import REPLAYED, Made, Once
-from core.database import Transaction
+from core.database import Transaction, open_transaction
 from core.errors import ServiceError
 from core.storage import Storage
 from core.stored_files import StoredFile
@@ -44,3 +45,13 @@ async def make_with_content(
     if REPLAYED in answer.headers:
         await run_in_threadpool(storage.delete, stored.name)
     return answer
+
+
+def delete_with_content(owner: str, dataset_id: str, storage: Storage) -> None:
+    """Delete a dataset and then its bytes. Raises NotFound, DatasetInUse."""
+    with open_transaction() as tx:
+        location = service.delete_dataset(tx, owner, dataset_id)
+    if location is not None:
+        # A store that is away keeps the bytes until the next sweep; the dataset is gone all the same.
+        with suppress(OSError):
+            storage.delete(location)

@@ -1,6 +1,5 @@
 """Datasets over HTTP."""
 
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +13,7 @@ from starlette.datastructures import UploadFile
 
 from app.authentication import Caller
 from app.datasets import reports, rows, service, uploads
-from app.datasets.making import make_with_content
+from app.datasets.making import delete_with_content, make_with_content
 from app.datasets.schemas import DatasetCreate, DatasetRow, DatasetView, ReportView
 from app.dependencies import ReadCaller, SessionDep, StorageDep, WriteCaller
 from app.idempotency import Made, Once, OnceDep, creates, fingerprint_of
@@ -156,12 +155,7 @@ async def read_dataset(dataset_id: str, caller: ReadCaller, poll: PollDep) -> Re
 @router.delete("/{dataset_id}", responses=responses(404, 409))
 def delete_dataset(dataset_id: str, caller: WriteCaller, storage: StorageDep) -> Deleted:
     """Delete a dataset, unless a job that has not finished uses it."""
-    with open_transaction() as tx:
-        location = service.delete_dataset(tx, caller.owner, dataset_id)
-    if location is not None:
-        # A store that is away keeps the bytes until the next sweep; the dataset is gone all the same.
-        with suppress(OSError):
-            storage.delete(location)
+    delete_with_content(caller.owner, dataset_id, storage)
     return Deleted(id=dataset_id, object="dataset")
 
 

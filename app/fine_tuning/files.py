@@ -3,7 +3,6 @@
 import gzip
 import json
 import zlib
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -13,7 +12,7 @@ from sqlalchemy import select
 from starlette.datastructures import UploadFile
 
 from app.datasets import service, uploads
-from app.datasets.making import make_with_content
+from app.datasets.making import delete_with_content, make_with_content
 from app.datasets.schemas import DatasetCreate, Kind
 from app.dependencies import ReadCaller, SessionDep, StorageDep, WriteCaller
 from app.idempotency import Made, OnceDep, creates, fingerprint_of
@@ -21,7 +20,6 @@ from app.pagination import Page, PageDep, list_page
 from app.problems import responses
 from app.validation import parse_body
 from app.wire import Body, Seconds, View
-from core.database import open_transaction
 from core.errors import Unprocessable
 from core.tables import Dataset
 
@@ -143,12 +141,7 @@ def read_content(file_id: str, caller: ReadCaller, session: SessionDep, storage:
 @router.delete("/{file_id}", responses=responses(404, 409))
 def delete_file(file_id: str, caller: WriteCaller, storage: StorageDep) -> FileDeleted:
     """Delete a file, unless a job that has not finished uses it."""
-    with open_transaction() as tx:
-        location = service.delete_dataset(tx, caller.owner, file_id)
-    if location is not None:
-        # A store that is away keeps the bytes until the next sweep; the file is gone all the same.
-        with suppress(OSError):
-            storage.delete(location)
+    delete_with_content(caller.owner, file_id, storage)
     return FileDeleted(id=file_id)
 
 
