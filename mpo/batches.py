@@ -1,6 +1,6 @@
 """Length-grouped, padded batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,3 +83,8 @@ def rows_at_once(longest: int, vocabulary: int) -> int:
     longest: tokens of the longest row.
     """
     return max(1, min(32, LOGITS_AT_ONCE // (longest * vocabulary)))
+
+
+def even_passes(rows: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:
+    """Rows, in their order, so many at once; the last ones may be fewer."""
+    return (rows[start : start + at_once] for start in range(0, len(rows), at_once))

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mpo.logprobs import token_logprobs
+from mpo.packed_models import packed_logits, packed_states, reads_packed_rows
+from mpo.packed_rows import Family, PackedRow
 from mpo.records import Content
 
 
@@ -20,6 +22,7 @@ class ResponseBatch:
 
     rows: their numbers in whatever they are a part of. input_ids, attention_mask, position_ids: (rows, prompt
     and response columns). response_mask: (rows, response columns), True at real tokens of the response.
+    packed: the same without padding, for models that read it.
     """
 
     rows: Tensor
@@ -27,11 +30,21 @@ class ResponseBatch:
     attention_mask: Tensor
     position_ids: Tensor
     response_mask: Tensor
+    packed: PackedRow
 
     @property
-    def response_ids(self) -> Tensor:
-        """(rows, response columns): the tokens of the responses, then padding."""
-        return self.input_ids[:, -self.response_mask.shape[1] :]
+    def response_tokens(self) -> Tensor:
+        """(tokens,): the real tokens of the responses, row by row."""
+        return self.packed.targets
+
+    @property
+    def before(self) -> slice:
+        """The padded columns that predict those of the responses."""
+        return slice(-self.response_mask.shape[1] - 1, -1)
+
+    def spread(self, by_token: Tensor) -> Tensor:
+        """Numbers of real tokens in their columns: (rows, response columns) of (tokens,); 0 at padding."""
+        return by_token.new_zeros(self.response_mask.shape).masked_scatter(self.response_mask, by_token)
 
 
 def distinct_prompts(prompts: Iterable[Content]) -> list[Content]:
@@ -68,21 +81,45 @@ def pad_responses(
         attention_mask.to(device),
         (attention_mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
         attention_mask[:, before:].bool().to(device),
+        PackedRow.of([Family(p, [r]) for p, r in zip(prompts, responses, strict=True)], device),
     )
 
 
 def response_logits(model: PreTrainedModel, batch: ResponseBatch, temperature: float = 1.0) -> Tensor:
-    """logits / temperature that predict each response token: (rows, tokens, vocabulary), fp32."""
-    return _predictions(model, batch).logits[:, :-1].float() / temperature
+    """logits / temperature that predict the real response tokens, row by row: fp32, (tokens, vocabulary)."""
+    if reads_packed_rows(model):
+        logits = packed_logits(model, batch.packed)
+    else:
+        logits = _predictions(model, batch).logits[:, :-1][batch.response_mask]
+    return logits.float() / temperature
 
 
 def response_logits_and_states(
     model: PreTrainedModel, batch: ResponseBatch, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """`response_logits`, and the final hidden states they are read from: (rows, tokens, width), fp32."""
-    outputs = _predictions(model, batch, output_hidden_states=True)
-    before = slice(-batch.response_mask.shape[1] - 1, -1)
-    return outputs.logits[:, :-1].float() / temperature, outputs.hidden_states[-1][:, before].float()
+    """`response_logits`, and the final hidden states they are read from: (tokens, width), fp32."""
+    if reads_packed_rows(model):
+        row = batch.packed
+        outputs = model(**row.inputs(), logits_to_keep=row.before, output_hidden_states=True)
+        logits, states = outputs.logits[0], outputs.hidden_states[-1][0, row.before]
+    else:
+        outputs = _predictions(model, batch, output_hidden_states=True)
+        logits = outputs.logits[:, :-1][batch.response_mask]
+        states = outputs.hidden_states[-1][:, batch.before][batch.response_mask]
+    return logits.float() / temperature, states.float()
+
+
+def response_states(model: PreTrainedModel, batch: ResponseBatch) -> Tensor:
+    """Final hidden states before the responses' real tokens, row by row: (tokens, width)."""
+    if reads_packed_rows(model):
+        return packed_states(model, batch.packed, batch.packed.before)
+    hidden: Tensor = model.base_model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    return hidden[:, batch.before][batch.response_mask]
 
 
 def _predictions(model: PreTrainedModel, batch: ResponseBatch, **asked: bool) -> Any:
@@ -98,5 +135,5 @@ def _predictions(model: PreTrainedModel, batch: ResponseBatch, **asked: bool) ->
 
 
 def response_logprobs(model: PreTrainedModel, batch: ResponseBatch, temperature: float) -> Tensor:
-    """Logprob of each response token, in nats: (rows, tokens); anything at padding."""
-    return token_logprobs(response_logits(model, batch, temperature), batch.response_ids)
+    """Logprob of each response token, in nats: (rows, response columns); 0 at padding."""
+    return batch.spread(token_logprobs(response_logits(model, batch, temperature), batch.response_tokens))

@@ -38,6 +38,6 @@ def sampled_kl(
         logprobs = torch.log_softmax(response_logits(policy, batch), dim=-1)
         reference_logprobs = torch.log_softmax(response_logits(reference, batch), dim=-1)
         tokens = (logprobs.exp() * (logprobs - reference_logprobs)).sum(dim=-1)
-        kls += tokens.masked_fill(~batch.response_mask, 0.0).sum(dim=1).tolist()
+        kls += batch.spread(tokens).sum(dim=1).tolist()
         should_stop(len(kls))
     return kls

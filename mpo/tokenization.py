@@ -36,6 +36,11 @@ class EncodedPair:
     chosen_terminated: bool
     rejected_terminated: bool
 
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and of both responses."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
 
 @dataclass
 class EncodingCounts:

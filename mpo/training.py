@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -41,8 +41,8 @@ class Objective(Protocol):
         """What a row counts in the mean: its tokens, its own weight, or 1."""
         ...
 
-    def rows_at_once(self, longest: int) -> int:
-        """Rows of a forward pass whose longest sequence has that many tokens."""
+    def passes(self, model: PreTrainedModel, rows: Sequence[int]) -> Iterable[Sequence[int]]:
+        """The rows of a step in forward passes that the memory holds; every row once."""
         ...
 
     def losses(self, model: PreTrainedModel, rows: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -76,7 +76,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW(
-            self.trained().values(), lr=self.config.learning_rate, weight_decay=0.0
+            self.trained().values(), lr=self.config.learning_rate, weight_decay=0.0, fused=True
         )
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -116,11 +116,10 @@ def train_step(training: Training, before: int = 0) -> dict[str, float]:
     """
     objective, rows = training.objective, training.next_rows()
     weight = sum(objective.weight(row) for row in rows) or 1.0  # all weights 0: nothing to learn here
-    size = objective.rows_at_once(max(objective.lengths[row] for row in rows))
     rate, loss, sums = training.learning_rate(), 0.0, Counter[str]()
     training.optimizer.zero_grad(set_to_none=True)
-    for start in range(0, len(rows), size):
-        part, metrics = objective.losses(training.model, rows[start : start + size])
+    for together in objective.passes(training.model, rows):
+        part, metrics = objective.losses(training.model, together)
         (part / weight).backward()
         loss += part.item() / weight
         for name, value in metrics.items():

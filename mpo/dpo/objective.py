@@ -1,6 +1,6 @@
-"""DPO as an objective of the shared training loop: each pair as two rows, `prompt | response`."""
+"""DPO as an objective of the shared training loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mpo.batches import rows_at_once
+from mpo.batches import even_passes, rows_at_once
 from mpo.config import DPOStage
 from mpo.dpo.loss import PairLogprobs, PairTokens, dpo_loss, implicit_rewards, token_means
-from mpo.logprobs import response_logprobs
+from mpo.logprobs import response_logprobs, token_logprobs
+from mpo.packed_models import packed_logits, reads_packed_rows
+from mpo.packed_rows import Family, PackedRow, passes_of, tokens_at_once
 from mpo.tokenization import EncodedPair
 
 
@@ -20,18 +22,27 @@ def pair_lengths(pairs: Sequence[EncodedPair]) -> list[int]:
     return [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
 
 
+def pair_passes(
+    model: PreTrainedModel, rows: Sequence[int], tokens: Sequence[int], lengths: Sequence[int]
+) -> Iterable[Sequence[int]]:
+    """Pairs in forward passes whose logits the memory holds. tokens, lengths: of each pair, by its number."""
+    vocabulary = model.config.get_text_config().vocab_size
+    if reads_packed_rows(model):
+        return passes_of(rows, tokens, tokens_at_once(model.device, vocabulary))
+    return even_passes(rows, max(1, rows_at_once(max(lengths[row] for row in rows), vocabulary) // 2))
+
+
 @dataclass(frozen=True)
 class PairObjective:
     """The objective of DPO: a mean over a step's pairs.
 
-    reference: log-probabilities of every pair, on the CPU. vocabulary: in tokens.
+    reference: log-probabilities of every pair, on the CPU.
     """
 
     pairs: Sequence[EncodedPair]
     reference: PairLogprobs
     config: DPOStage
     pad_id: int
-    vocabulary: int
 
     @cached_property
     def ids(self) -> Sequence[str]:
@@ -43,18 +54,23 @@ class PairObjective:
         """Tokens of each pair's longer row."""
         return pair_lengths(self.pairs)
 
+    @cached_property
+    def tokens(self) -> Sequence[int]:
+        """Of each pair: of its prompt and of both responses."""
+        return [pair.tokens for pair in self.pairs]
+
     def weight(self, row: int) -> float:
         """Every pair counts the same."""
         return 1.0
 
-    def rows_at_once(self, longest: int) -> int:
-        """As many pairs as the logits' memory allows, of two rows each."""
-        return max(1, rows_at_once(longest, self.vocabulary) // 2)
+    def passes(self, model: PreTrainedModel, rows: Sequence[int]) -> Iterable[Sequence[int]]:
+        """As many pairs together as the logits' memory allows."""
+        return pair_passes(model, rows, self.tokens, self.lengths)
 
     def losses(self, model: PreTrainedModel, rows: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Sums over the pairs: the loss, and as metrics implicit rewards and log-probabilities, in nats."""
         config, pairs = self.config, [self.pairs[row] for row in rows]
-        policy = two_row_logprobs(model, pairs, self.pad_id)
+        policy = logprobs_of_pairs(model, pairs, self.pad_id)
         reference = PairLogprobs(*(side[list(rows)].to(policy.chosen.device) for side in self.reference))
         tokens = PairTokens(
             policy.chosen.new_tensor([len(pair.chosen_ids) for pair in pairs]),
@@ -70,8 +86,16 @@ class PairObjective:
         return losses.sum(), pair_metrics(policy, rewards)
 
 
-def two_row_logprobs(model: PreTrainedModel, pairs: Sequence[EncodedPair], pad_id: int) -> PairLogprobs:
-    """Log-probabilities of both responses of each pair, from one forward pass over twice as many rows."""
+def logprobs_of_pairs(model: PreTrainedModel, pairs: Sequence[EncodedPair], pad_id: int) -> PairLogprobs:
+    """Log-probabilities of both responses of each pair, from one forward pass.
+
+    Each prompt is computed once where the model reads packed rows, and else with either response.
+    """
+    if reads_packed_rows(model):
+        families = [Family(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in pairs]
+        row = PackedRow.of(families, model.device)
+        by_token = token_logprobs(packed_logits(model, row), row.targets)
+        return PairLogprobs(*row.sums(by_token).view(-1, 2).unbind(-1))
     prompts = [pair.prompt_ids for pair in pairs] * 2
     responses = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
     return PairLogprobs(*response_logprobs(model, prompts, responses, pad_id).chunk(2))

@@ -8,10 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from mpo.adapters import TRAINED, Opened, read_adapter
-from mpo.batches import rows_at_once, sorted_batches
 from mpo.dpo.loss import PairLogprobs
+from mpo.dpo.objective import logprobs_of_pairs, pair_lengths, pair_passes
 from mpo.errors import StageInterrupted, UnusableModel
-from mpo.logprobs import response_logprobs
 from mpo.policies import load_policy
 from mpo.reporter import StageTask
 from mpo.tokenization import EncodedPair
@@ -69,14 +68,14 @@ def pair_logprobs(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> PairLogprobs:
     """Log-probabilities of both responses of each pair, in order, on the CPU. Raises StageInterrupted."""
-    prompts = [pair.prompt_ids for pair in pairs for _ in range(2)]
-    responses = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    batch_rows = rows_at_once(max(lengths), model.config.get_text_config().vocab_size)
-    logprobs = torch.empty(len(lengths))
-    for rows in sorted_batches(lengths, batch_rows):
+    tokens, lengths = [pair.tokens for pair in pairs], pair_lengths(pairs)
+    # Longest first, so that what does not fit the memory fails at once.
+    order = sorted(range(len(pairs)), key=lambda row: (-lengths[row], row))
+    logprobs = PairLogprobs(torch.empty(len(pairs)), torch.empty(len(pairs)))
+    for rows in pair_passes(model, order, tokens, lengths):
         if should_stop():
             raise StageInterrupted
-        batch = response_logprobs(model, [prompts[i] for i in rows], [responses[i] for i in rows], pad_id)
-        logprobs[rows] = batch.cpu()
-    return PairLogprobs(*logprobs.view(-1, 2).unbind(-1))
+        found = logprobs_of_pairs(model, [pairs[row] for row in rows], pad_id)
+        for side, numbers in zip(logprobs, found, strict=True):
+            side[list(rows)] = numbers.cpu()
+    return logprobs

@@ -13,6 +13,7 @@ from mpo.dpo.objective import PairObjective
 from mpo.dpo.reference import pair_logprobs, reference_model
 from mpo.dpo.state import DPOTraining, restore, save_pass, save_start
 from mpo.errors import EmptySplit, StageInterrupted
+from mpo.packed_models import pack_where_exact
 from mpo.policies import to_training_device
 from mpo.records import read_pairs
 from mpo.reporter import Reporter, StageTask
@@ -81,6 +82,8 @@ def compute_reference(training: DPOTraining, task: StageTask, reporter: Reporter
     try:
         with chosen as model:
             to_training_device(model).eval()
+            if training.config.engine == "native":
+                pack_where_exact(model, reporter.warn)
             pairs = training.current_pairs()
             training.reference = pair_logprobs(model, pairs, training.pad_id, reporter.should_stop)
     except StageInterrupted:
@@ -104,9 +107,9 @@ def fit(training: DPOTraining, task: StageTask, reporter: Reporter) -> TrainingO
         return fit_with_trl(training, task, reporter)
     assert training.reference is not None
     model = to_training_device(training.opened.model).train()
-    vocabulary = model.config.get_text_config().vocab_size
+    pack_where_exact(model, reporter.warn)
     config, pairs = training.pass_config, training.current_pairs()
-    objective = PairObjective(pairs, training.reference, config, training.pad_id, vocabulary)
+    objective = PairObjective(pairs, training.reference, config, training.pad_id)
     before_it = dict(training.outcomes[-1].last) if training.outcomes else {}
     steps = Training(model, objective, config, task.seed, last=before_it)
     if task.resume and (task.resume / STATE_FILE).exists():

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mpo.adapted_models import AdaptedModel
 from mpo.errors import UnusableModel
 from mpo.policies import score_head
-from mpo.responses import ResponseBatch
+from mpo.responses import ResponseBatch, response_states
 
 ADAM_EPSILON = 1e-5
 
@@ -23,15 +24,9 @@ class Critic:
     offset: float
 
     def values(self, batch: ResponseBatch) -> Tensor:
-        """Value before each response token: (rows, tokens), fp32; anything at padding."""
-        hidden = self.network.base_model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
-        before = slice(-batch.response_mask.shape[1] - 1, -1)
-        return score_head(self.network)(hidden[:, before]).squeeze(-1).float() - self.offset
+        """Value before each response token: (rows, response columns), fp32; 0 at padding."""
+        values = score_head(self.network)(response_states(self.network, batch)).squeeze(-1).float()
+        return batch.spread(values - self.offset)
 
 
 class ValueHead(nn.Linear):
@@ -43,7 +38,7 @@ class ValueHead(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def values(self, states: Tensor) -> Tensor:
-        """(rows, tokens) of (rows, tokens, width)."""
+        """(tokens,) of (tokens, width)."""
         return self(states).squeeze(-1)
 
 
@@ -64,6 +59,13 @@ class Networks:
     reward_model: PreTrainedModel
     sft: PreTrainedModel | None = None
 
+    def whole(self) -> list[PreTrainedModel]:
+        """The transformers models among them, each once: adapted ones are their bases."""
+        critic = [] if isinstance(self.critic, ValueHead) else [self.critic.network]
+        views = [self.policy, self.reference, self.reward_model, *critic, *([self.sft] if self.sft else [])]
+        models = [view.base.model if isinstance(view, AdaptedModel) else view for view in views]
+        return list({id(model): model for model in models}.values())
+
 
 def weights_of(network: nn.Module | PreTrainedModel) -> dict[str, nn.Parameter]:
     """All that training changes in a network and a checkpoint keeps, by name; tied weights once."""
@@ -81,7 +83,9 @@ class TrainedNetwork:
     @classmethod
     def of(cls, name: str, weights: Mapping[str, nn.Parameter], learning_rate: float) -> "TrainedNetwork":
         """With an AdamW that has taken no step; no weight decay."""
-        adam = torch.optim.AdamW(weights.values(), lr=learning_rate, eps=ADAM_EPSILON, weight_decay=0.0)
+        adam = torch.optim.AdamW(
+            weights.values(), lr=learning_rate, eps=ADAM_EPSILON, weight_decay=0.0, fused=True
+        )
         return cls(name, weights, adam)
 
     def clip_gradients(self, largest_norm: float) -> float:

@@ -108,18 +108,18 @@ def measure_tokens(
     columns = {name: torch.zeros((episodes, longest), device=device) for name in names}
 
     def keep(name: str, batch: ResponseBatch, numbers: Tensor) -> None:
-        columns[name][batch.rows, : numbers.shape[1]] = numbers.masked_fill(~batch.response_mask, 0.0)
+        columns[name][batch.rows, : numbers.shape[1]] = numbers
 
     for batch in batches:
         mask[batch.rows, : batch.response_mask.shape[1]] = batch.response_mask
         if isinstance(networks.critic, ValueHead):
             logits, states = response_logits_and_states(networks.policy, batch, temperature)
-            keep("values", batch, networks.critic.values(states))
+            keep("values", batch, batch.spread(networks.critic.values(states)))
         else:
             keep("values", batch, networks.critic.values(batch))
             logits = response_logits(networks.policy, batch, temperature)
-        keep("logprobs", batch, token_logprobs(logits, batch.response_ids))
-        keep("entropies", batch, entropy(logits))
+        keep("logprobs", batch, batch.spread(token_logprobs(logits, batch.response_tokens)))
+        keep("entropies", batch, batch.spread(entropy(logits)))
         del logits
         keep("reference_logprobs", batch, response_logprobs(networks.reference, batch, temperature))
         if networks.sft is not None:

@@ -8,6 +8,7 @@ from mpo.checkpoints import handed_over
 from mpo.config import PPOStage
 from mpo.errors import EmptySplit, StageInterrupted
 from mpo.model_tokens import refuse_other_ids
+from mpo.packed_models import pack_where_exact
 from mpo.policies import load_policy, load_reward_model, save_model, to_training_device
 from mpo.ppo.adapted import POLICY, load_adapted_networks
 from mpo.ppo.iteration import iterate
@@ -62,6 +63,8 @@ def load_training(task: StageTask, reporter: Reporter) -> PPOTraining:
         )
     refuse_other_ids(task, "policy", ("reference", "sft", "reward_model"))
     networks = load_networks(task, config)
+    for network in networks.whole():
+        pack_where_exact(network, reporter.warn)
     return PPOTraining(
         config=config,
         seed=task.seed,

@@ -100,9 +100,9 @@ def _backward_through_trunk(
 ) -> tuple[PolicyTerms, Tensor]:
     config = training.config
     logits, states = response_logits_and_states(training.networks.policy, batch, config.temperature)
-    logprobs = token_logprobs(logits, batch.response_ids)
+    logprobs = batch.spread(token_logprobs(logits, batch.response_tokens))
     terms = ppo_policy_loss(logprobs, old, clip=config.clip, tokens=tokens)
-    value = ppo_value_loss(head.values(states), old, clip=config.value_clip, tokens=tokens)
+    value = ppo_value_loss(batch.spread(head.values(states)), old, clip=config.value_clip, tokens=tokens)
     (terms.loss + config.value_coefficient * value).backward()
     return terms, value
 

@@ -1,6 +1,6 @@
 """Reward models' objective: pairs as rows of a training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mpo.batches import pad_right
+from mpo.batches import even_passes
 from mpo.config import RewardModelStage
+from mpo.packed_models import reads_packed_rows
+from mpo.packed_rows import passes_of, tokens_at_once
 from mpo.records import PreferencePair
 from mpo.reward_model.loss import bradley_terry_loss
-from mpo.reward_model.score import end_scores
+from mpo.reward_model.score import pair_scores
 from mpo.tokenization import EncodedPair
 
 TOKENS_AT_ONCE = 2**13
@@ -49,12 +51,18 @@ class PairRows:
         """Tokens of each pair's longer sequence."""
         return [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in self.encoded]
 
+    @cached_property
+    def tokens(self) -> Sequence[int]:
+        """Of each pair: of its prompt and of both responses."""
+        return [pair.tokens for pair in self.encoded]
+
 
 @dataclass(frozen=True)
 class PairRewards:
     """The objective of reward models: Bradley-Terry, a mean over the pairs of a step by their weights.
 
-    Both responses of a pair are rows of one padded batch.
+    A pair's prompt is computed once where the model reads packed rows; else both responses are rows of one
+    padded batch.
     """
 
     rows: PairRows
@@ -76,17 +84,18 @@ class PairRewards:
         """As the data say; 1 where they do not."""
         return self.rows.weights[row]
 
-    def rows_at_once(self, longest: int) -> int:
-        """As many as the memory of a pass allows."""
-        return max(1, min(PAIRS_AT_ONCE, TOKENS_AT_ONCE // (2 * longest)))
+    def passes(self, model: PreTrainedModel, rows: Sequence[int]) -> Iterable[Sequence[int]]:
+        """As many pairs together as the memory of a pass allows."""
+        if reads_packed_rows(model):
+            return passes_of(rows, self.rows.tokens, tokens_at_once(model.device))
+        longest = max(self.lengths[row] for row in rows)
+        return even_passes(rows, max(1, min(PAIRS_AT_ONCE, TOKENS_AT_ONCE // (2 * longest))))
 
     def losses(self, model: PreTrainedModel, rows: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Losses times weights, summed; sums of accuracy (ties count half), gap, and pairs' mean rewards."""
         pairs = [self.rows.encoded[row] for row in rows]
-        chosen_rows = [pair.prompt_ids + pair.chosen_ids for pair in pairs]
-        rejected_rows = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
-        scores = end_scores(model, pad_right(chosen_rows + rejected_rows, self.pad_id).to(model.device))
-        chosen, rejected = scores.chunk(2)
+        scores = pair_scores(model, pairs, self.pad_id)
+        chosen, rejected = scores.unbind(-1)
         same = torch.tensor([pair.chosen_ids == pair.rejected_ids for pair in pairs], device=scores.device)
         # AdamW would make a full step of the rounding by which two equal responses differ.
         rejected = torch.where(same, chosen, rejected)

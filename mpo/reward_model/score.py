@@ -1,6 +1,6 @@
 """Scores of responses by reward models: one model's, and those of a whole file of pairs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from mpo.config import ScoreStage
 from mpo.errors import StageInterrupted, UnusableModel
 from mpo.gap_index import Floats
 from mpo.model_tokens import refuse_other_ids
+from mpo.packed_models import pack_where_exact, packed_states, reads_packed_rows, say_nothing
+from mpo.packed_rows import Family, PackedRow, passes_of, tokens_at_once
 from mpo.policies import load_reward_model, score_head, to_training_device
 from mpo.records import read_pairs
 from mpo.reporter import Reporter, StageTask
@@ -52,6 +54,15 @@ def end_scores(model: PreTrainedModel, batch: PaddedBatch) -> Tensor:
     return score_head(model)(last).squeeze(-1).float()
 
 
+def pair_scores(model: PreTrainedModel, pairs: Sequence[EncodedPair], pad_id: int) -> Tensor:
+    """Raw scores of both responses of each pair: fp32, (pairs, 2), chosen first, from one forward pass."""
+    if reads_packed_rows(model):
+        families = [Family(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in pairs]
+        return row_scores(model, PackedRow.of(families, model.device)).view(-1, 2)
+    rows = [pair.prompt_ids + ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    return end_scores(model, pad_right(rows, pad_id).to(model.device)).view(-1, 2)
+
+
 def reward_offset(model: PreTrainedModel) -> float:
     """What is subtracted from every raw score: the mean over the training responses, kept in config.json."""
     return float((getattr(model.config, "mpo", None) or {}).get("reward_offset", 0.0))
@@ -76,20 +87,29 @@ def score_responses(
     A response counts as terminated where its terminator is among its ids. reward_offset is subtracted.
     """
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-    scores = torch.empty(len(rows))
+    scores, lengths = torch.empty(len(rows)), [len(row) for row in rows]
     pad_id = model.config.get_text_config().pad_token_id
-    for members in sorted_batches([len(row) for row in rows], batch_size):
+    if reads_packed_rows(model):
+        for members in passes_of(range(len(rows)), lengths, tokens_at_once(model.device)):
+            row = PackedRow.of([Family(prompts[i], [responses[i]]) for i in members], model.device)
+            scores[members] = row_scores(model, row).cpu()
+        return scores - reward_offset(model)
+    for members in sorted_batches(lengths, batch_size):
         batch = pad_right([rows[i] for i in members], pad_id).to(model.device)
         scores[members] = end_scores(model, batch).cpu()
     return scores - reward_offset(model)
 
 
+def row_scores(model: PreTrainedModel, row: PackedRow) -> Tensor:
+    """Raw score of each response of a packed row, read at its end: fp32, (responses,)."""
+    scores: Tensor = score_head(model)(packed_states(model, row, row.ends))
+    return scores.squeeze(-1).float()
+
+
 def score_encoded(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> Tensor:
     """Rewards of both responses of each pair: fp32, (n, 2), chosen first. Raises UnusableModel where one is
     not finite."""
-    prompts = [pair.prompt_ids for pair in pairs for _ in range(2)]
-    responses = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
-    rewards = score_responses(model, prompts, responses).view(-1, 2)
+    rewards = _rewards(model, pairs)
     for row, pair in enumerate(pairs):
         if pair.chosen_ids == pair.rejected_ids:  # rounding must not make one of two equal responses win
             rewards[row, 1] = rewards[row, 0]
@@ -101,6 +121,21 @@ def score_encoded(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> Tenso
             pair=pairs[row].id,
         )
     return rewards
+
+
+@torch.no_grad()
+def _rewards(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> Tensor:
+    """(n, 2), fp32, on the CPU; pairs of like length together."""
+    scores, tokens = torch.empty(len(pairs), 2), [pair.tokens for pair in pairs]
+    pad_id = model.config.get_text_config().pad_token_id
+    if reads_packed_rows(model):
+        order = sorted(range(len(pairs)), key=lambda row: (-tokens[row], row))
+        passes: Iterable[list[int]] = passes_of(order, tokens, tokens_at_once(model.device))
+    else:
+        passes = sorted_batches(tokens, BATCH_PAIRS)
+    for rows in passes:
+        scores[rows] = pair_scores(model, [pairs[row] for row in rows], pad_id).cpu()
+    return scores - reward_offset(model)
 
 
 @dataclass
@@ -138,8 +173,7 @@ class PairScores:
 
     def tokens(self, row: int) -> int:
         """Tokens of a pair: of its prompt and both responses."""
-        pair = self.pairs[row]
-        return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+        return self.pairs[row].tokens
 
     def run(self) -> Iterator[int]:
         """Scores what is left, batch by batch; yields after each the number of pairs that are done."""
@@ -148,6 +182,7 @@ class PairScores:
             if not left:
                 continue
             model = to_training_device(load_reward_model(folder)).eval()
+            pack_where_exact(model, say_nothing)
             for batch in left:
                 self.rewards[batch] = score_encoded(model, [self.pairs[row] for row in batch])
                 self.done[batch] = True

@@ -9,6 +9,7 @@ from mpo.adapters import TRAINED, Opened, open_trained, save_adapted
 from mpo.config import RewardModelStage
 from mpo.errors import TooFewPrompts
 from mpo.hold_out import assign_folds
+from mpo.packed_models import pack_where_exact
 from mpo.policies import new_reward_model, save_model, score_head, to_training_device
 from mpo.records import PreferencePair, read_pairs
 from mpo.reporter import Reporter, StageTask
@@ -80,7 +81,9 @@ def _fit(model: PreTrainedModel, rows: PairRows, task: StageTask, reporter: Repo
         padding = padding_tokenizer(task.one("backbone").path, pad_id)
         return fit_reward_model(model, rows, padding, task, reporter)
     objective = PairRewards(rows, pad_id, config.label_smoothing, config.centring)
-    training = Training(to_training_device(model).train(), objective, config, task.seed)
+    to_training_device(model).train()
+    pack_where_exact(model, reporter.warn)
+    training = Training(model, objective, config, task.seed)
     if task.resume:
         restore(training, task.resume)
     return run(training, task, reporter)

@@ -7,6 +7,8 @@ from transformers import PreTrainedModel
 
 from mpo.batches import length_mask, pad_right
 from mpo.logprobs import token_logprobs
+from mpo.packed_models import packed_logits, reads_packed_rows
+from mpo.packed_rows import Family, PackedRow
 
 
 def response_loss(
@@ -20,6 +22,10 @@ def response_loss(
     prompts, responses: token ids, no prompt empty; the first token of a response is predicted at the last one
     of its prompt. The head's logits are turned into fp32 at response positions alone.
     """
+    if reads_packed_rows(model):
+        families = [Family(prompt, [response]) for prompt, response in zip(prompts, responses, strict=True)]
+        row = PackedRow.of(families, model.device)
+        return -token_logprobs(packed_logits(model, row), row.targets).sum()
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     batch = pad_right(rows, pad_id).to(model.device)
     in_prompt = length_mask([len(prompt) for prompt in prompts], batch.input_ids.shape[1])

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on the chosen responses of pairs, or on texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,9 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mpo.adapters import open_policy, save_trained
-from mpo.batches import rows_at_once
+from mpo.batches import even_passes, rows_at_once
 from mpo.config import SFTStage
 from mpo.errors import EmptySplit
+from mpo.packed_models import pack_where_exact, reads_packed_rows
+from mpo.packed_rows import passes_of, tokens_at_once
 from mpo.policies import to_training_device
 from mpo.records import read_pairs, read_texts
 from mpo.reporter import Reporter, StageTask
@@ -43,9 +45,11 @@ class ResponseTokens:
         """Tokens that are predicted."""
         return len(self.responses[row])
 
-    def rows_at_once(self, longest: int) -> int:
-        """As many as the logits' memory allows."""
-        return rows_at_once(longest, self.vocabulary)
+    def passes(self, model: PreTrainedModel, rows: Sequence[int]) -> Iterable[Sequence[int]]:
+        """As many rows together as the logits' memory allows."""
+        if reads_packed_rows(model):
+            return passes_of(rows, self.lengths, tokens_at_once(model.device, self.vocabulary))
+        return even_passes(rows, rows_at_once(max(self.lengths[row] for row in rows), self.vocabulary))
 
     def losses(self, model: PreTrainedModel, rows: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Cross-entropy summed over tokens, in nats."""
@@ -67,7 +71,9 @@ def train_sft(task: StageTask, reporter: Reporter) -> None:
     objective, encoding = _objective(task, config, tokenizer, opened.model)
     if not objective.ids:
         raise EmptySplit("There is no row to train on: the data of this stage are empty.", rows=0)
-    training = Training(to_training_device(opened.model).train(), objective, config, task.seed)
+    to_training_device(opened.model).train()
+    pack_where_exact(opened.model, reporter.warn)
+    training = Training(opened.model, objective, config, task.seed)
     if task.resume:
         restore(training, task.resume)
     outcome = run(training, task, reporter)

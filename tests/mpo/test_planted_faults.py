@@ -73,8 +73,8 @@ FAULTS = [
     Fault(
         "the reference's log-probabilities are shuffled",
         pair_logprobs,
-        "logprobs[rows] = batch.cpu()",
-        "logprobs[rows] = batch.cpu().flip(0)",
+        "side[list(rows)] = numbers.cpu()",
+        "side[list(rows)] = numbers.cpu().flip(0)",
         test_reference.test_logprobs_of_both_responses_in_order,
     ),
     Fault(

@@ -1,5 +1,5 @@
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mpo.batches import even_passes
 from mpo.config import RewardModelStage, SFTStage
 from mpo.errors import StageInterrupted, TrainingDiverged
 from mpo.policies import load_policy, load_reward_model
@@ -42,8 +43,8 @@ class InParts:
     def weight(self, row: int) -> float:
         return self.objective.weight(row)
 
-    def rows_at_once(self, longest: int) -> int:
-        return self.rows
+    def passes(self, model: PreTrainedModel, rows: Sequence[int]) -> Iterable[Sequence[int]]:
+        return even_passes(rows, self.rows)
 
     def losses(self, model: PreTrainedModel, rows: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         assert len(rows) <= self.rows

@@ -41,10 +41,10 @@ def test_trls_loss_on_our_token_ids_and_reference_equals_ours(
     policy = load_policy(folders["policy"])
     reference = pair_logprobs(load_policy(folders["reference"]), PAIRS, pad_id=0)
     config = DPOStage.model_validate({"beta": 0.3, "loss": loss, "flip_rate": flip_rate})
-    objective = PairObjective(PAIRS, reference, config, 0, policy.config.vocab_size)
+    objective = PairObjective(PAIRS, reference, config, 0)
     summed, metrics = objective.losses(policy, range(len(PAIRS)))
     ours = summed.item() / len(PAIRS)
-    same = PairObjective(PAIRS, pair_logprobs(policy, PAIRS, 0), config, 0, policy.config.vocab_size)
+    same = PairObjective(PAIRS, pair_logprobs(policy, PAIRS, 0), config, 0)
     unmoved = same.losses(policy, range(len(PAIRS)))[0].item() / len(PAIRS)
     assert abs(ours - unmoved) > 1e-3, "policy and reference too alike to tell losses apart"
     tokenizer = padding_tokenizer(folders["policy"], 0)

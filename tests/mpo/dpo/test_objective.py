@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import LlamaConfig
 
 from mpo.config import DPOStage
 from mpo.dpo.loss import PairLogprobs
@@ -28,6 +29,7 @@ class FixedLogits:
     """A model whose logits are given: rows as `PairObjective` asks for them, the chosen ones first."""
 
     device = torch.device("cpu")
+    config = LlamaConfig(attn_implementation="eager")
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
@@ -37,7 +39,7 @@ class FixedLogits:
 
 
 def objective_of(pairs: list[EncodedPair], reference: PairLogprobs, **options: object) -> PairObjective:
-    return PairObjective(pairs, reference, DPOStage.model_validate(options), PAD, VOCABULARY)
+    return PairObjective(pairs, reference, DPOStage.model_validate(options), PAD)
 
 
 def zeros(count: int) -> PairLogprobs:
@@ -127,7 +129,7 @@ def test_a_batch_of_eight_trains_like_eight_of_one(tmp_path: Path, monkeypatch: 
     config = DPOStage(learning_rate=1e-3, batch_pairs=8)
     train_dpo(task_of(config, tmp_path / "whole", inputs), RecordingReporter())
     calls = []
-    monkeypatch.setattr("mpo.dpo.objective.rows_at_once", lambda *sizes: calls.append(sizes) or 1)
+    monkeypatch.setattr("mpo.dpo.objective.tokens_at_once", lambda *sizes: calls.append(sizes) or 1)
     train_dpo(task_of(config, tmp_path / "parts", inputs), RecordingReporter())
     assert calls
     parts, start = load_policy(tmp_path / "parts" / "model").state_dict(), load_policy(base).state_dict()

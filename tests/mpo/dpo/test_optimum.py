@@ -75,7 +75,7 @@ def test_the_training_loop_brings_a_language_model_there() -> None:
     target = (few_logprobs(model) + FEW_REWARDS / beta).softmax(0)
     assert variation(few_logprobs(model).softmax(0), target) > 0.2, "nothing was to be learnt"
     stage = DPOStage(beta=beta, learning_rate=1e-2, epochs=150, batch_pairs=len(pairs))
-    objective = PairObjective(pairs, pair_logprobs(model, pairs, END), stage, pad_id=END, vocabulary=4)
+    objective = PairObjective(pairs, pair_logprobs(model, pairs, END), stage, pad_id=END)
     training = Training(model, objective, stage, seed=0)
     for _ in range(training.total_steps):
         train_step(training)

@@ -59,7 +59,7 @@ def test_logprobs_before_the_update_equal_those_of_the_update_bit_for_bit(critic
     for batch in batches:
         if isinstance(critic, ValueHead):
             logits, _ = response_logits_and_states(networks.policy, batch, 0.7)
-            in_update = token_logprobs(logits, batch.response_ids)
+            in_update = batch.spread(token_logprobs(logits, batch.response_tokens))
         else:
             in_update = response_logprobs(networks.policy, batch, 0.7)
         assert in_update.requires_grad

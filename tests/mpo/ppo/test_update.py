@@ -64,7 +64,8 @@ def test_logits_and_values_at_padding_have_gradients_of_exactly_zero(critic: str
     assert torch.equal(at_tokens[~mask], torch.zeros_like(at_tokens[~mask]))
     assert torch.equal(after_the_last, torch.zeros_like(after_the_last))
     assert bool((at_tokens[mask] != 0).any(dim=-1).all())
-    at_values = values_here.grad.squeeze(-1)
+    assert values_here.grad.shape == (int(mask.sum()), 1), "values are computed at real tokens alone"
+    assert bool((values_here.grad != 0).all())
     assert torch.equal(at_values[~mask], torch.zeros_like(at_values[~mask]))
     assert bool((at_values[mask] != 0).all())
 

@@ -7,6 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from mpo.config import RewardModelStage
+from mpo.packed_models import pack_where_exact, say_nothing
+from mpo.packed_rows import tokens_at_once
 from mpo.policies import load_reward_model
 from mpo.reward_model.objective import PairRewards, PairRows
 from mpo.reward_model.score import score_encoded
@@ -111,5 +113,15 @@ def test_margins_and_weights_are_those_of_the_data_where_the_configuration_asks_
     assert (unasked.margins, unasked.weights) == ([0.0, 0.0], [1.0, 1.0])
 
 
-def test_long_pairs_are_fewer_at_once_and_at_least_one() -> None:
-    assert [rewards(PAIRS).rows_at_once(longest) for longest in (10, 512, 1024, 10**6)] == [32, 8, 4, 1]
+def first_pass(model: PreTrainedModel, prompt: int, response: int = 1) -> int:
+    pair = EncodedPair("a", [1] * prompt, [5] * response, [6] * response, False, False)
+    return len(next(iter(rewards([pair] * 40).passes(model, range(40)))))
+
+
+def test_long_pairs_are_fewer_at_once_and_at_least_one(model: PreTrainedModel) -> None:
+    assert [first_pass(model, longest - 1) for longest in (10, 512, 1024, 10**6)] == [32, 8, 4, 1]
+    pack_where_exact(model, say_nothing)
+    at_once = tokens_at_once(model.device)
+    assert first_pass(model, 2, 4) == 40
+    assert first_pass(model, at_once // 4 - 2) == 4
+    assert first_pass(model, 10**6) == 1
