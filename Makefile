@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 # Bound to this folder: the scripts of a copied environment still name the folder that it was made in.
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help install lint format test chaos load bench-sampling lm-eval demo example-data clean
+.PHONY: help install lint format test chaos load bench-sampling bench-peers bench-training lm-eval demo example-data clean
 
 help: ## Say what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -47,6 +47,12 @@ load: install ## How many requests a second a whole stack takes (3 minutes); wri
 
 bench-sampling: install ## Tokens a second against transformers' generate, first tokens, memory; writes docs/benchmarks.md.
 	@$(PY) -m bench.sampling --docs docs/benchmarks.md
+
+bench-peers: install ## The opponents' environments (2 GB in BENCH_ENVS, by default .bench-envs).
+	@scripts/make_bench_peers.sh $(PY) "$${BENCH_ENVS:-.bench-envs}"
+
+bench-training: bench-peers ## Reward model, DPO and PPO against stock TRL (an hour; PAIRS=FILE); writes docs/benchmarks.md.
+	@scripts/bench_training.sh $(PY) '$(PAIRS)'
 
 lm-eval: install ## The lm_eval command against the service and its own `hf` backend (minutes; an environment of its own).
 	@test -x .bench-envs/lm-eval/bin/lm_eval || $(PY) -m venv .bench-envs/lm-eval

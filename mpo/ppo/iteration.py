@@ -40,7 +40,7 @@ def iterate(training: PPOTraining, should_stop: Callable[[], bool]) -> dict[str,
     tokens = measure_tokens(training.networks, batches, len(rollouts), training.config.temperature)
     check_finite(training, _named(scores, tokens))
     rewards = penalise_cut_responses(scores, rollouts.was_cut, training.config.missing_eos_penalty)
-    old = _old_tokens(training, rewards.to(tokens.logprobs.device), tokens)
+    old = old_tokens(training, rewards.to(tokens.logprobs.device), tokens)
     metrics = rollout_metrics(rollouts.responses, scores, tokens, old)
     metrics |= {"kl_coefficient": training.kl_coefficient, "learning_rate": training.learning_rate()}
     clock.append(time.perf_counter())
@@ -101,7 +101,8 @@ def _named(scores: Tensor, tokens: RolloutTokens) -> dict[str, Tensor | None]:
     }
 
 
-def _old_tokens(training: PPOTraining, rewards: Tensor, tokens: RolloutTokens) -> OldTokens:
+def old_tokens(training: PPOTraining, rewards: Tensor, tokens: RolloutTokens) -> OldTokens:
+    """What the update compares with. rewards: (episodes,), given at each response's last token."""
     config, mask = training.config, tokens.response_mask
     by_token = token_rewards(
         rewards,

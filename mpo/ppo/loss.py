@@ -22,6 +22,13 @@ class OldTokens:
     returns: Tensor
     response_mask: Tensor
 
+    def rows(self, rows: Tensor, response_mask: Tensor) -> "OldTokens":
+        """Those of a micro-batch. rows: its numbers; response_mask: (its rows, its columns)."""
+        here = (rows, slice(0, response_mask.shape[1]))
+        return OldTokens(
+            self.logprobs[here], self.values[here], self.advantages[here], self.returns[here], response_mask
+        )
+
 
 @dataclass(frozen=True)
 class PolicyTerms:

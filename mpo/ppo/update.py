@@ -81,7 +81,7 @@ def _accumulate(
     training: PPOTraining, batch: ResponseBatch, old: OldTokens, tokens: Tensor, statistics: UpdateStatistics
 ) -> None:
     """Adds a micro-batch's share to the gradients of all networks in training."""
-    here, critic = _rows_of(old, batch), training.networks.critic
+    here, critic = old.rows(batch.rows, batch.response_mask), training.networks.critic
     if isinstance(critic, ValueHead):
         terms, value = _backward_through_trunk(training, critic, batch, here, tokens)
     else:
@@ -118,14 +118,3 @@ def _backward_apart(
     value = ppo_value_loss(critic.values(batch), old, clip=config.value_clip, tokens=tokens)
     (config.value_coefficient * value).backward()
     return terms, value
-
-
-def _rows_of(old: OldTokens, batch: ResponseBatch) -> OldTokens:
-    here = (batch.rows, slice(0, batch.response_mask.shape[1]))
-    return OldTokens(
-        logprobs=old.logprobs[here],
-        values=old.values[here],
-        advantages=old.advantages[here],
-        returns=old.returns[here],
-        response_mask=batch.response_mask,
-    )

@@ -66,8 +66,6 @@ def test_logits_and_values_at_padding_have_gradients_of_exactly_zero(critic: str
     assert bool((at_tokens[mask] != 0).any(dim=-1).all())
     assert values_here.grad.shape == (int(mask.sum()), 1), "values are computed at real tokens alone"
     assert bool((values_here.grad != 0).all())
-    assert torch.equal(at_values[~mask], torch.zeros_like(at_values[~mask]))
-    assert bool((at_values[mask] != 0).all())
 
 
 def test_one_step_is_the_gradient_of_the_sum_of_both_losses() -> None:

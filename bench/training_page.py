@@ -1,0 +1,73 @@
+"""The sections of docs/benchmarks.md that `bench.training` writes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.load_page import Conditions, write_page_section
+
+TITLES = {"rm": "Training a reward model", "dpo": "Training by DPO", "ppo": "PPO with a separate critic"}
+FLOORS = {"rm": (3.0, 1.4), "dpo": (4.5, 1.7), "ppo": (2.2, 1.8)}
+GOALS = {"rm": (5.0, 2.0), "dpo": (7.0, 2.5), "ppo": (3.5, 3.0)}
+MEMORY_FLOOR = 0.7
+SIDES = {"ours": "ours", "theirs_default": "TRL, default", "theirs_tuned": "TRL, tuned"}
+COLUMNS = (
+    "side",
+    "seconds",
+    "CPU seconds",
+    "pairs/s",
+    "peak over imports, MiB",
+    "useful GFLOP/s (of the matmul peak)",
+    "held-out accuracy, or last reward",
+    "their time / ours",
+)
+
+
+def write_training(page: Path, conditions: Conditions, found: Mapping[str, Any]) -> None:
+    """The table of one stage, with what was to be reached and whether it was."""
+    name = found["stage"]
+    said = (
+        f"{conditions.machine()}. Protocol and opponents: `bench/peers/README.md`; {found['precision']}, "
+        f"{found['ours']['settings']['threads']} threads; ratios of {found['compared']}, medians over "
+        f"{len(found['ratios_default'])} rounds with the smallest and largest. Losses of the same batch are "
+        f"{found['loss_abs_diff']:.1e} apart. {_verdict(found)}"
+    )
+    write_page_section(page, f"## {TITLES[name]}", conditions.command, said, [COLUMNS, *_rows(found)])
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    """What each ratio came to against its floor and its goal."""
+    said, floors, goals = list[str](), FLOORS[found["stage"]], GOALS[found["stage"]]
+    for side, floor, goal in zip(("default", "tuned"), floors, goals, strict=True):
+        ratio = found[f"ratio_{side}"]
+        word = "floor reached, goal missed" if ratio >= floor else "**missed**"
+        word = "goal reached" if ratio >= goal else word
+        said.append(f"Against {side}: {ratio:.2f} (floor {floor:g}, goal {goal:g}): {word}.")
+    if found["stage"] != "ppo":
+        memory = found["memory_ratio_default"]
+        word = "reached" if memory <= MEMORY_FLOOR else "**missed**"
+        said.append(f"Memory over imports: {memory:.2f} of the default's (at most {MEMORY_FLOOR:g}): {word}.")
+    return " ".join(said)
+
+
+def _rows(found: Mapping[str, Any]) -> Sequence[Sequence[str]]:
+    return [_row(found, side, title) for side, title in SIDES.items()]
+
+
+def _row(found: Mapping[str, Any], side: str, title: str) -> Sequence[str]:
+    line = found[side]
+    rate = line.get("useful_gflops_all_passes", line["useful_gflops"])
+    metrics = line["metrics"]
+    quality = metrics.get("held_out_accuracy", metrics.get("mean_reward_last"))
+    ratios = found.get(f"ratios_{side.removeprefix('theirs_')}")
+    return (
+        f"{title} ({line['version']})",
+        f"{line['seconds']:.1f}",
+        f"{line['cpu_seconds']:.1f}",
+        f"{line['pairs_per_second']:.2f}",
+        f"{line['peak_rss_mb'] - line['imports_mb']:.0f}",
+        f"{rate:.0f} ({rate / line['matmul_gflops']:.0%})",
+        "" if quality is None else f"{quality:.3f}",
+        "" if ratios is None else f"{median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})",
+    )
