@@ -31,8 +31,8 @@ SHOWN_BY_TESTS: tuple[tuple[str, str], ...] = (
     (
         "nobody waits for a sampler that has died",
         "`tests/end_to_end/test_sampler_faults.py`: samplers killed again and again, and Valkey wiped, in "
-        "mid-stream: the stream ends with an error and the other request with 503 within 10 s, nothing is left; "
-        "`tests/app/openai_sdk/test_taken_over.py`: another sampler goes on with the same text",
+        "mid-stream: the stream ends with an error and the other request with 503 within 10 s, nothing is "
+        "left; `tests/app/openai_sdk/test_taken_over.py`: another sampler goes on with the same text",
     ),
     (
         "no sequence of steps, deaths and races breaks the protocol",
