@@ -17,7 +17,10 @@ from core.settings import settings
 REQUESTS = "mpo:sampler:requests"
 GROUP = "samplers"
 ALIVE = "mpo:sampler:alive"
-ALIVE_SECONDS = 10
+CONSUMER_ALIVE = "mpo:sampler:consumer:"
+"""Before a sampler's name: there for as long as that one is alive."""
+ALIVE_SECONDS = 7
+"""With the two looks of whoever waits it comes to less than the ten seconds in which a death is told."""
 MAX_PENDING_REQUESTS = 1_000
 MAX_REPLIES = 10_000
 REPLY_TTL_SECONDS = 600
@@ -87,6 +90,8 @@ class SampledText(Wire):
     token_logprobs: list[float | None] | None = None
     top_logprobs: list[dict[str, float] | None] | None = None
     text_offset: list[int] | None = None
+    top_bytes: list[dict[str, list[int]]] | None = None
+    """Of those names in top_logprobs that are not their tokens' texts, what the tokens stand for."""
 
 
 class PromptSamples(Wire):
@@ -119,6 +124,7 @@ class SamplePart(Wire):
     token_logprobs: list[float | None] | None = None
     top_logprobs: list[dict[str, float] | None] | None = None
     text_offset: list[int] | None = None
+    top_bytes: list[dict[str, list[int]]] | None = None
 
 
 class SampleParts(Wire):

@@ -18,6 +18,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_ID_CHARACTERS = 1000
 """Of an id and of an annotator: both stand in answers and reports."""
 ASSISTANT = "\n\nAssistant:"
+CONVERSATION = "messages"
+"""The column of OpenAI's supervised rows."""
 PAIR_SHAPES = (
     "accepted are prompt, chosen and rejected as strings or as lists of messages; chosen and rejected "
     "without a prompt as HH-RLHF transcripts or as conversations that begin alike; or OpenAI's input, "
@@ -41,6 +43,7 @@ def canonical_row(row: Row, kind: DatasetKind, line: int) -> CanonicalRow:
     """The canonical row of an uploaded object: of `preference`, (prompt, chosen, rejected); of `prompts`,
     (prompt,); of `text`, (text,). Raises BadRow, naming the column and what would be accepted."""
     try:
+        _refuse_conversation(row)
         if kind == "preference":
             return _with_options(row, _pair_contents(row))
         name = "prompt" if kind == "prompts" else "text"
@@ -60,6 +63,15 @@ def canonical_row(row: Row, kind: DatasetKind, line: int) -> CanonicalRow:
 
 class _Refused(ValueError):
     """Why a row cannot be used, before its line is known."""
+
+
+def _refuse_conversation(row: Row) -> None:
+    """Else it would be told of a column that its writer never meant to fill."""
+    if CONVERSATION in row and not row.keys() & {"prompt", "chosen", "rejected", "text", "preferred_output"}:
+        raise _Refused(
+            'Rows of "messages" alone, conversations for supervised training, are not accepted; accepted are '
+            'rows of {"text": …} for it, or preferences, whose "chosen" responses it can train on.'
+        )
 
 
 def _with_options(row: Row, contents: tuple[Content, Content, Content]) -> CanonicalRow:

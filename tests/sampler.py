@@ -1,5 +1,7 @@
 """A sampler for tests: the real loop on a thread, and tiny models for it."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +13,14 @@ from redis import Redis
 from transformers import AutoTokenizer
 
 from core.ids import new_id
-from core.sampling import ALIVE, ModelFiles
+from core.sampling import ALIVE, CONSUMER_ALIVE, ModelFiles
 from core.settings import settings
 from core.stored_files import folder_digest
 from tests.mpo.tiny import write_policy, write_reward_model
-from workers.sampling.mailbox import CONSUMER_ALIVE, Mailbox
+from workers.sampling.mailbox import Mailbox
 from workers.sampling.serving import serve
 
+CODE = Path(__file__).resolve().parents[1]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
@@ -53,6 +56,17 @@ def files_of(folder: Path) -> ModelFiles:
 def connect() -> Redis:
     """The test's Valkey."""
     return Redis.from_url(settings().redis_url.get_secret_value())
+
+
+@contextmanager
+def sampler_process() -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m workers.sampler` with this process's settings; killed at the end."""
+    running = subprocess.Popen([sys.executable, "-m", "workers.sampler"], cwd=CODE, stderr=subprocess.DEVNULL)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
 
 
 @contextmanager

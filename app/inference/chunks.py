@@ -93,7 +93,7 @@ class _Told:
 def _columns_after(of: SamplePart | SampledText, tokens: int) -> dict[str, list]:  # type: ignore[type-arg]
     if of.tokens is None:
         return {}
-    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset", "top_bytes")
     return {name: (getattr(of, name) or [])[tokens:] for name in names}
 
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
-from redis import RedisError
+from redis import RedisError, ResponseError
 from redis.asyncio import Redis
 
 from core.ids import new_id
 from core.sampling import (
     ALIVE,
+    CONSUMER_ALIVE,
+    GROUP,
     MAX_PENDING_REQUESTS,
     REPLIES,
     REQUESTS,
@@ -46,7 +48,7 @@ class ClientGone(Exception):
 
 @dataclass(eq=False)
 class _Asked:
-    """A request on its way. lost: looks at which its entry was gone, and no reply there."""
+    """A request on its way. lost: looks in a row at which nobody was there who would answer."""
 
     envelope: Envelope
     entry_id: bytes | str
@@ -147,13 +149,25 @@ class SamplerGateway:
         redis = self._connect()
         if not await redis.exists(ALIVE):
             raise NoSampler()
-        # An answered request leaves the stream as its reply is sent: so at the next look the reply is here.
-        if await redis.xrange(REQUESTS, asked.entry_id, asked.entry_id):
-            asked.lost = 0
-        elif asked.lost:
-            raise NoSampler("The request was lost: Redis has come back empty")
-        else:
-            asked.lost += 1
+        # An answered request leaves the stream as its reply is sent, and what a dead one held may be taken
+        # over: so the reply, or another sampler, is here at the next look.
+        why = await self._why_lost(redis, asked.entry_id)
+        if why is not None and asked.lost:
+            raise NoSampler(why)
+        asked.lost = 0 if why is None else asked.lost + 1
+
+    @staticmethod
+    async def _why_lost(redis: "Redis", entry_id: bytes | str) -> str | None:
+        """Why nobody will answer a request that is on its way; None where somebody may."""
+        if not await redis.xrange(REQUESTS, entry_id, entry_id):
+            return "The request was lost: Redis has come back empty"
+        try:
+            held: Any = await redis.xpending_range(REQUESTS, GROUP, entry_id, entry_id, 1)
+        except ResponseError:
+            return None  # no group yet: a sampler makes it anew, and takes what is there
+        if not held or await redis.exists(CONSUMER_ALIVE + held[0]["consumer"].decode()):
+            return None
+        return "The sampler that worked on this request has died"
 
     async def _take_back(self, redis: "Redis", entry_id: bytes | str) -> None:
         """Take a request that nobody waits for out of the queue."""

@@ -1,6 +1,7 @@
 """What completions answer: OpenAI's shapes, out of the sampler's reply."""
 
 import time
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel
@@ -49,7 +50,7 @@ class Completion(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """A likely token at a place."""
+    """A likely token at a place; bytes: its own, which may be a piece of a character in UTF-8."""
 
     token: str
     logprob: float
@@ -158,16 +159,21 @@ def chat_logprobs(sample: SampledText | SamplePart, count: int) -> ChatLogprobs 
     """Of the tokens that a response or a part of it shows."""
     if sample.tokens is None:
         return None
-    places = zip(sample.tokens, sample.token_logprobs or [], sample.top_logprobs or [], strict=True)
+    columns = (sample.token_logprobs, sample.top_logprobs, sample.top_bytes)
     content = []
-    for token, logprob, top in places:
+    for token, logprob, top, own in zip(sample.tokens, *(column or [] for column in columns), strict=True):
         likeliest = sorted((top or {}).items(), key=lambda item: -item[1])[:count]
         content.append(
             TokenLogprob(
                 token=token,
                 logprob=logprob or 0.0,
-                bytes=list(token.encode()),
-                top_logprobs=[TopLogprob(token=t, logprob=v, bytes=list(t.encode())) for t, v in likeliest],
+                bytes=_bytes_of(token, own),
+                top_logprobs=[TopLogprob(token=t, logprob=v, bytes=_bytes_of(t, own)) for t, v in likeliest],
             )
         )
     return ChatLogprobs(content=content)
+
+
+def _bytes_of(name: str, own: Mapping[str, list[int]]) -> list[int]:
+    """A token's own bytes: a piece of a character has a name that is not its text."""
+    return own.get(name) or list(name.encode())

@@ -29,6 +29,12 @@ SHOWN_BY_TESTS: tuple[tuple[str, str], ...] = (
         "Retry-After meanwhile, one attempt, no step missing or repeated",
     ),
     (
+        "nobody waits for a sampler that has died",
+        "`tests/end_to_end/test_sampler_faults.py`: samplers killed again and again, and Valkey wiped, in "
+        "mid-stream: the stream ends with an error and the other request with 503 within 10 s, nothing is "
+        "left; `tests/app/openai_sdk/test_taken_over.py`: another sampler goes on with the same text",
+    ),
+    (
         "no sequence of steps, deaths and races breaks the protocol",
         "`tests/protocol/test_model.py`: 2,000 random sequences with `MPO_SEQUENCES=2000`; what it finds: "
         "`tests/protocol/test_planted_faults.py`",

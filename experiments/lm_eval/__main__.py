@@ -2,9 +2,10 @@
 
 python -m experiments.lm_eval [--command LM_EVAL] [--limit 40]
 
-Two tasks of our own on example data: one of multiple choice (which of two answers is likelier) and one of
-generation (the answer's exact continuation). Scores must be equal to 1e-4, task by task; exits 1 where they
-are not. `make lm-eval` installs the command into an environment of its own.
+Tasks of our own on example data: one of multiple choice (which of two answers is likelier), one of whole
+texts' likelihoods, one of generation (the answer's exact continuation) and the same as a chat. Scores must be
+equal to 1e-4, task by task, and none may be 0 or 1, which says nothing; exits 1 where one is otherwise.
+`make lm-eval` installs the command into an environment of its own.
 """
 
 import argparse
@@ -24,7 +25,11 @@ from embedded.services import inherited_environment
 FOLDER = Path(examples.__file__).parent
 MODEL = FOLDER / "tiny"
 TOLERANCE = 1e-4
-CHOICE, GENERATION, CHAT = "mpo_choice", "mpo_generation", "mpo_chat"
+OPENING, ENDING = "\n\nHuman: ", "\n\nAssistant:"
+"""What the chat template puts around a message: so the same prompt comes of a chat."""
+CHOICE, LIKELIHOOD, GENERATION, CHAT = "mpo_choice", "mpo_likelihood", "mpo_generation", "mpo_chat"
+ROWS = "sample_len"
+"""What lm_eval lists beside the metrics, and is none."""
 TASK = """\
 task: {name}
 dataset_path: json
@@ -33,7 +38,8 @@ dataset_kwargs:
     test: {data}
 test_split: test
 output_type: {kind}
-doc_to_text: "{{{{prompt}}}}"
+doc_to_text: "{{{{{shown}}}}}"
+target_delimiter: ""
 {more}
 metadata:
   version: 1.0
@@ -44,6 +50,11 @@ doc_to_target: 0
 metric_list:
   - metric: acc
   - metric: acc_norm
+"""
+OF_LIKELIHOOD = """\
+doc_to_target: "{{{{prompt + chosen}}}}"
+metric_list:
+  - metric: bits_per_byte
 """
 OF_GENERATION = """\
 doc_to_target: "{{{{greedy}}}}"
@@ -67,14 +78,15 @@ def main(arguments: Sequence[str]) -> int:
         tasks = write_tasks(folder, chosen.limit)
         with running_stack(folder / "stack") as stack:
             service = Lm(chosen.command, tasks, folder, {"OPENAI_API_KEY": stack.key})
-            plain = service.scores("hf", f"pretrained={MODEL},dtype=float32", [CHOICE, GENERATION])
-            common = f"model=tiny,tokenizer={MODEL},max_retries=1,max_length=256"
+            files = f"pretrained={MODEL},dtype=float32"
+            plain = service.scores("hf", f"{files},add_bos_token=True", [CHOICE, LIKELIHOOD, GENERATION])
+            common = f"model=tiny,tokenizer={MODEL},max_retries=1,max_length=512"
             ours = service.scores(
                 "local-completions",
-                f"{common},base_url={stack.url}/v1/completions,num_concurrent=4",
-                [CHOICE, GENERATION],
+                f"{common},base_url={stack.url}/v1/completions,num_concurrent=4,add_bos_token=True",
+                [CHOICE, LIKELIHOOD, GENERATION],
             )
-            chat = service.scores("hf", f"pretrained={MODEL},dtype=float32", [CHAT], "--apply_chat_template")
+            chat = service.scores("hf", files, [CHAT], "--apply_chat_template")
             our_chat = service.scores(
                 "local-chat-completions",
                 f"{common},base_url={stack.url}/v1/chat/completions,num_concurrent=4",
@@ -85,12 +97,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def compare(plain: Mapping[str, float], ours: Mapping[str, float]) -> int:
-    """Print both sides; 1 where they differ, or there is nothing to compare."""
+    """Print both sides; 1 where they differ, where a score says nothing, or where there is none."""
     differing = 0 if plain else 1
     for name, score in sorted(plain.items()):
         same = name in ours and abs(ours[name] - score) <= TOLERANCE
-        differing += not same
-        verdict = "equal" if same else "DIFFERENT"
+        says_something = score not in (0, 1)
+        differing += not (same and says_something)
+        verdict = ("equal" if says_something else "TRIVIAL") if same else "DIFFERENT"
         print(f"{name}: hf {score:.6f}, service {ours.get(name, float('nan')):.6f}, {verdict}")
     return 1 if differing else 0
 
@@ -125,7 +138,7 @@ class Lm:
             f"{task} {name.partition(',')[0]}": float(value)
             for task, metrics in found.items()
             for name, value in metrics.items()
-            if isinstance(value, int | float) and "stderr" not in name
+            if isinstance(value, int | float) and "stderr" not in name and name != ROWS
         }
 
 
@@ -136,17 +149,22 @@ def write_tasks(folder: Path, limit: int) -> Path:
     with gzip.open(FOLDER / "pairs.jsonl.gz", "rt") as file:
         pairs = [json.loads(line) for _, line in zip(range(limit), file, strict=False)]
     answers = greedy_answers([pair["prompt"] for pair in pairs[::2]])
-    rows = [pair | {"greedy": pair["chosen"]} for pair in pairs]
+    asked = [pair["prompt"].removeprefix(OPENING).removesuffix(ENDING) for pair in pairs]
+    rows = [
+        pair | {"greedy": pair["chosen"], "question": question}
+        for pair, question in zip(pairs, asked, strict=True)
+    ]
     for row, answer in zip(rows[::2], answers, strict=True):
         row["greedy"] = answer
     data = tasks / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, kind, more in (
-        (CHOICE, "multiple_choice", OF_CHOICE),
-        (GENERATION, "generate_until", OF_GENERATION),
-        (CHAT, "generate_until", OF_GENERATION),
+    for name, kind, shown, more in (
+        (CHOICE, "multiple_choice", "prompt", OF_CHOICE),
+        (LIKELIHOOD, "loglikelihood_rolling", "prompt", OF_LIKELIHOOD),
+        (GENERATION, "generate_until", "prompt", OF_GENERATION),
+        (CHAT, "generate_until", "question", OF_GENERATION),
     ):
-        text = TASK.format(name=name, data=data, kind=kind, more=more.format())
+        text = TASK.format(name=name, data=data, kind=kind, shown=shown, more=more.format())
         (tasks / f"{name}.yaml").write_text(text)
     return tasks
 

@@ -65,6 +65,11 @@ def test_a_bad_file_says_what_is_wrong(sdk: openai.OpenAI) -> None:
     done = sdk.files.wait_for_processing(made.id, poll_interval=0.2, max_wait_seconds=60)
     assert done.status == "error"
     assert "chosen" in (done.status_details or "")
+    supervised = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    made = sdk.files.create(file=("chat.jsonl", json.dumps(supervised).encode()), purpose="fine-tune")
+    done = sdk.files.wait_for_processing(made.id, poll_interval=0.2, max_wait_seconds=60)
+    assert done.status == "error"
+    assert 'Rows of "messages" alone' in (done.status_details or "")
     with pytest.raises(openai.UnprocessableEntityError):
         sdk.files.create(file=("a.jsonl", b"{}"), purpose="assistants")
 

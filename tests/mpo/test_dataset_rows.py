@@ -57,6 +57,17 @@ def test_openai_s_shape_is_accepted() -> None:
     assert contents(row) == ([ASK], [GOOD], [BAD])
 
 
+@pytest.mark.parametrize("kind", ["preference", "prompts", "text"])
+def test_a_supervised_conversation_is_refused_by_its_name(kind: Any) -> None:
+    with pytest.raises(BadRow) as refused:
+        canonical_row({"messages": [ASK, GOOD], "id": "a"}, kind, 3)
+    assert "messages" in refused.value.detail
+    assert '{"text": …}' in refused.value.detail
+    assert refused.value.line == 3
+    # Beside a row that is whole it is a column like any other that is not known.
+    assert contents(PLAIN | {"messages": [ASK]}) == ("p", "c", "r")
+
+
 def test_optional_columns_are_kept() -> None:
     row = PLAIN | {"id": 7, "annotator": "ann", "margin": 1, "weight": 0.5, "source": None, "other": [1]}
     assert canonical_row(row, "preference", 1) == CanonicalRow(

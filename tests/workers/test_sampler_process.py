@@ -1,11 +1,8 @@
 """`python -m workers.sampler` as a process: starts, signs on and off, and takes over from one that died."""
 
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,20 +11,9 @@ from core.database import open_session
 from core.heartbeats import live_workers
 from core.sampling import ALIVE, GROUP, REQUESTS, SamplerClient, SampleRequest, envelope
 from tests.mpo.tiny import write_policy
-from tests.sampler import connect, files_of
+from tests.sampler import connect, files_of, sampler_process
 
-CODE = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 60
-
-
-@contextmanager
-def process() -> Iterator[subprocess.Popen[bytes]]:
-    running = subprocess.Popen([sys.executable, "-m", "workers.sampler"], cwd=CODE, stderr=subprocess.DEVNULL)
-    try:
-        yield running
-    finally:
-        running.kill()
-        running.wait()
 
 
 def until(ready: Callable[[], bool]) -> None:
@@ -52,7 +38,7 @@ def test_a_process_takes_over_from_a_dead_one_and_signs_off(
         redis.xadd(REQUESTS, {"body": asked.model_dump_json()})
         redis.xgroup_create(REQUESTS, GROUP, id="0")
         assert redis.xreadgroup(GROUP, "wrk_dead", {REQUESTS: ">"})
-        with process() as running:
+        with sampler_process() as running:
             until(lambda: bool(redis.exists(ALIVE)))
             assert SamplerClient(redis).ask(request).results[0].samples
             until(lambda: redis.xlen(asked.reply_to) == 1)
@@ -71,7 +57,7 @@ def test_a_sampler_that_is_stopped_while_it_imports_leaves_its_requests_to_the_n
     asked = envelope(request, "asking")
     with connect() as redis:
         redis.xadd(REQUESTS, {"body": asked.model_dump_json()})
-        with process() as running:
+        with sampler_process() as running:
             # It is announced before it imports what takes seconds.
             until(lambda: bool(redis.exists(ALIVE)))
             until(signed_on)

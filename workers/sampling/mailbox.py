@@ -16,6 +16,7 @@ from redis import Redis, ResponseError
 from core.sampling import (
     ALIVE,
     ALIVE_SECONDS,
+    CONSUMER_ALIVE,
     GROUP,
     MAX_REPLIES,
     REPLY_TTL_SECONDS,
@@ -25,7 +26,6 @@ from core.sampling import (
     Reply,
 )
 
-CONSUMER_ALIVE = "mpo:sampler:consumer:"
 ENTRIES_AT_ONCE = 16
 MAX_DELIVERIES = 3
 """A request that so many samplers took and none answered is what kills them."""
@@ -101,16 +101,15 @@ class Mailbox:
         """Send a reply and forget its request, both or neither."""
         envelope = mail.envelope
         pipe = self._redis.pipeline(transaction=True)
-        fields: dict[Any, Any] = {"id": envelope.id, "body": reply.model_dump_json()}
-        pipe.xadd(envelope.reply_to, fields, maxlen=MAX_REPLIES, approximate=True)
-        pipe.expire(envelope.reply_to, REPLY_TTL_SECONDS)
+        self._send(pipe, envelope, reply)
         self._forget(pipe, [mail.entry_id])
         pipe.execute()
 
     def tell(self, mail: Mail, reply: Reply) -> None:
         """Send a part of a reply."""
-        fields: dict[Any, Any] = {"id": mail.envelope.id, "body": reply.model_dump_json()}
-        self._redis.xadd(mail.envelope.reply_to, fields, maxlen=MAX_REPLIES, approximate=True)
+        pipe = self._redis.pipeline(transaction=True)
+        self._send(pipe, mail.envelope, reply)
+        pipe.execute()
 
     def withdrawn(self, mails: Sequence[Mail]) -> list[Mail]:
         """Those that are in the stream no more: whoever asked has taken them back, or Redis has lost them."""
@@ -143,6 +142,13 @@ class Mailbox:
     def drop(self, mail: Mail) -> None:
         """Forget a request whose answer is of no use any more."""
         self._drop([mail.entry_id])
+
+    @staticmethod
+    def _send(pipe: Any, envelope: Envelope, reply: Reply) -> None:
+        fields: dict[Any, Any] = {"id": envelope.id, "body": reply.model_dump_json()}
+        pipe.xadd(envelope.reply_to, fields, maxlen=MAX_REPLIES, approximate=True)
+        # With a part too: the sampler, or who reads, may be gone before the whole reply.
+        pipe.expire(envelope.reply_to, REPLY_TTL_SECONDS)
 
     @staticmethod
     def _forget(pipe: Any, entry_ids: Sequence[bytes]) -> None:

@@ -1,6 +1,7 @@
 """What was drawn, as the reply shows it: text cut at stop strings, logprobs by token."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.sampling import SampledText, SamplePart, SampleRequest
@@ -54,13 +55,14 @@ def _new_columns(
 ) -> dict[str, list]:
     """Of the tokens that lie within so many characters, those not told before."""
     ids, places = _drawn_places(response, speller, None)
-    offsets = _offsets(ids, speller)
+    spans = speller.spans(ids)
     until = told.tokens
-    while until < len(ids) and offsets[until] + len(speller.shown(ids[until])) <= characters:
+    while until < len(ids) and spans[until][1] <= characters:
         until += 1
     new = slice(told.tokens, until)
     told.tokens = until
-    return _columns(request, speller, ids[new], places[new], offsets[new]) if ids[new] else {}
+    offsets = [begin for begin, _ in spans[new]]
+    return _columns(request, speller, ids[new], places[new], offsets) if ids[new] else {}
 
 
 def sampled_text(request: SampleRequest, loaded: LoadedTokenizer, drawn: Drawn) -> SampledText:
@@ -83,15 +85,7 @@ def _logprob_columns(
     if request.echo:
         ids = [*drawn.prompt.token_ids, *ids]
         places = [*(drawn.echoed or []), *places]
-    return _columns(request, speller, ids, places, _offsets(ids, speller))
-
-
-def _offsets(ids: Sequence[int], speller: Speller) -> list[int]:
-    offsets, offset = [], 0
-    for token_id in ids:
-        offsets.append(offset)
-        offset += len(speller.shown(token_id))
-    return offsets
+    return _columns(request, speller, ids, places, [begin for begin, _ in speller.spans(ids)])
 
 
 def _columns(
@@ -101,15 +95,22 @@ def _columns(
     places: Sequence[TokenLogprobs | None],
     offsets: list[int],
 ) -> dict[str, list]:
+    tops = [
+        _by_token(token_id, place, request.logprobs or 0, speller) if place else None
+        for token_id, place in zip(ids, places, strict=True)
+    ]
     return {
         "tokens": [speller.token(token_id) for token_id in ids],
         "token_logprobs": [place and place.logprob for place in places],
-        "top_logprobs": [
-            place and _by_token(token_id, place, request.logprobs or 0, speller)
-            for token_id, place in zip(ids, places, strict=True)
-        ],
+        "top_logprobs": [top and {name: logprob for name, (_, logprob) in top.items()} for top in tops],
         "text_offset": offsets,
+        "top_bytes": [_own_bytes(top, speller) for top in tops],
     }
+
+
+def _own_bytes(top: Mapping[str, tuple[int, float]] | None, speller: Speller) -> dict[str, list[int]]:
+    spelt = {name: speller.token_bytes(token_id) for name, (token_id, _) in (top or {}).items()}
+    return {name: list(own) for name, own in spelt.items() if own != name.encode()}
 
 
 def _drawn_places(
@@ -117,31 +118,28 @@ def _drawn_places(
 ) -> tuple[list[int], list[TokenLogprobs | None]]:
     """The drawn tokens that begin before the cut, each with its logprobs."""
     tops: Sequence[list[tuple[int, float]]] = response.top_logprobs or [[] for _ in response.token_ids]
-    ids: list[int] = []
-    places: list[TokenLogprobs | None] = []
-    offset = 0
-    for token_id, logprob, top in zip(response.token_ids, response.logprobs, tops, strict=True):
-        if cut is not None and offset >= cut:
-            break
-        ids.append(token_id)
-        places.append(TokenLogprobs(logprob, top))
-        offset += len(speller.shown(token_id))
-    return ids, places
+    begins = [begin for begin, _ in speller.spans(response.token_ids)]
+    count = len(begins) if cut is None else bisect_left(begins, cut)
+    places: list[TokenLogprobs | None] = [
+        TokenLogprobs(logprob, top) for logprob, top in zip(response.logprobs, tops, strict=True)
+    ]
+    return response.token_ids[:count], places[:count]
 
 
-def _by_token(token_id: int, place: TokenLogprobs, count: int, speller: Speller) -> dict[str, float]:
-    """The likeliest tokens and the chosen one, which is always among them, by their spelling.
+def _by_token(
+    token_id: int, place: TokenLogprobs, count: int, speller: Speller
+) -> dict[str, tuple[int, float]]:
+    """The likeliest tokens and the chosen one, which is always among them, by their spelling: id, logprob.
 
     Two tokens may be spelt alike: the later one is then named by its id, so that neither hides the other.
     """
     entries = place.top[:count]
     if token_id not in (id_ for id_, _ in entries):
         entries = [*entries, (token_id, place.logprob)]
-    by_token = {speller.token(token_id): place.logprob}
-    named = {}
+    own, named = speller.token(token_id), dict[str, tuple[int, float]]()
     for id_, logprob in entries:
         name = speller.token(id_)
-        if id_ != token_id and (name in by_token or name in named):
+        if id_ != token_id and (name == own or name in named):
             name = f"token_id:{id_}"
-        named[name] = place.logprob if id_ == token_id else logprob
+        named[name] = (id_, place.logprob if id_ == token_id else logprob)
     return named

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from workers.sampling.engine import Engine
 
 WAIT_SECONDS = 1.0
-TAKE_OVER_SECONDS = 2.0
+TAKE_OVER_SECONDS = 0.5
+"""Whoever waits for a dead sampler's answer gives up after two looks a second apart."""
 LOOK_SECONDS = 0.02
 """How often it looks for new requests while it answers others."""
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.2, 5.0

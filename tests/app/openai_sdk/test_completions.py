@@ -11,8 +11,9 @@ from fastapi.testclient import TestClient
 
 from core.bootstrap import register_model
 from core.database import open_transaction
-from core.sampling import REQUESTS
+from core.sampling import GROUP, REPLIES, REQUESTS, SampleParts
 from tests.app.serving import served
+from tests.mpo.tiny import SPECIAL
 from tests.sampler import connect, running_sampler, write_models
 
 CHAT: list[Any] = [{"role": "user", "content": "red cat"}]
@@ -114,6 +115,28 @@ def test_a_streamed_chat_is_the_whole_one(sdk: openai.OpenAI) -> None:
     assert [len(e.top_logprobs) for e in told] == [2] * len(same)
 
 
+def test_a_piece_of_a_character_is_told_by_its_own_bytes(sdk: openai.OpenAI) -> None:
+    """These random models draw single bytes, most of them no character of their own."""
+    asked: dict[str, Any] = {"model": "chatty", "messages": CHAT, "seed": 1, "max_tokens": 40, "n": 8}
+    whole = sdk.chat.completions.create(**asked, logprobs=True, top_logprobs=3)
+    told: list[list[Any]] = [[] for _ in whole.choices]
+    for chunk in sdk.chat.completions.create(**asked, logprobs=True, top_logprobs=3, stream=True):
+        for piece in chunk.choices:
+            told[piece.index] += (piece.logprobs and piece.logprobs.content) or []
+    pieces = 0
+    for choice, streamed in zip(whole.choices, told, strict=True):
+        assert choice.logprobs
+        content = [entry for entry in choice.logprobs.content or [] if entry.token not in SPECIAL]
+        spelt = b"".join(bytes(entry.bytes or []) for entry in content)
+        assert spelt.decode(errors="replace") == choice.message.content
+        assert [entry.bytes for entry in streamed if entry.token not in SPECIAL] == [e.bytes for e in content]
+        for entry in content:
+            pieces += bytes(entry.bytes or []) != entry.token.encode()
+            same = [top.bytes for top in entry.top_logprobs if top.token == entry.token]
+            assert same in ([], [entry.bytes])
+    assert pieces
+
+
 def test_the_stream_helper_of_the_package_reads_it(sdk: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "chatty", "messages": CHAT, "seed": 3, "max_tokens": 12}
     with sdk.chat.completions.stream(**asked) as stream:
@@ -148,15 +171,20 @@ def test_errors_are_the_package_s_own(sdk: openai.OpenAI, address: tuple[str, st
 
 def test_who_leaves_a_stream_leaves_nothing_behind(sdk: openai.OpenAI) -> None:
     stream = sdk.completions.create(
-        model="plain", prompt="red ", max_tokens=100_000, stop=["\0"], stream=True
+        model="plain", prompt=["red "] * 16, n=128, max_tokens=100_000, stop=["\0"], stream=True
     )
     next(iter(stream))
     stream.close()
     deadline = time.monotonic() + 10
     with connect() as redis:
-        while redis.xlen(REQUESTS):
+        # The client's going takes it out of the queue; the sampler forgets it as it leaves the batch.
+        while redis.xlen(REQUESTS) or redis.xpending(REQUESTS, GROUP)["pending"]:
             assert time.monotonic() < deadline, "the request is still under way"
             time.sleep(0.05)
+        [replies] = redis.scan_iter("mpo:sampler:replies:*")
+        told = [REPLIES.validate_json(fields[b"body"]) for _, fields in redis.xrange(replies)]
+        assert all(isinstance(each, SampleParts) for each in told), "it was drawn to its end"
+        assert redis.ttl(replies) > 0
     assert sdk.completions.create(model="plain", prompt="red ", max_tokens=2).choices
 
 
