@@ -13,13 +13,13 @@ from pathlib import Path
 from mpo.records import Content, load_content, stream_batches
 
 GRAM_WORDS = 13
-"""Words in a row by which two texts are taken to overlap: Brown et al. 2020 (arXiv 2005.14165), appendix C."""
+"""Words in a row by which texts are taken to overlap: Brown et al. 2020 (arXiv 2005.14165), appendix C."""
 
 FIRST = 10
 """Numbers of prompts that a report lists."""
 
 PROMPT, TEXTS = "prompt", ("prompt", "chosen", "rejected", "text")
-"""Columns of a canonical file: that whose contents may equal a prompt, and those that may overlap with one."""
+"""Columns of a canonical file: the one that may equal a prompt, and those that may overlap with one."""
 
 _WORDS = re.compile(r"\w+")
 

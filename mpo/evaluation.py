@@ -30,8 +30,9 @@ def evaluate(task: StageTask, reporter: Reporter) -> None:
     """The stage `evaluate`: roles models, judge, data -> report.json, samples.jsonl.
 
     Optional roles: reward_model, by which the prompts' gaps are told; sft and dpo, to which KL is measured
-    (without sft, to the first model); training_of_0 …, in which the prompts are looked for. Each model answers the same held-out prompts with the same
-    seeds. KL: over the full vocabulary, at temperature 1, summed over the sampled tokens, in nats a response.
+    (without sft, to the first model); training_of_0, 1 …, in which the prompts are looked for. Each model
+    answers the same held-out prompts with the same seeds. KL: over the full vocabulary, at temperature 1, summed
+    over the sampled tokens, in nats a response.
     Raises UnusableModel, NoChatTemplate, TooFewPrompts, StageInterrupted.
     """
     evaluation = Evaluation.of(task, reporter)
@@ -77,9 +78,7 @@ def prompt_gaps(evaluation: Evaluation, phases: Phases) -> list[float] | None:
     return phases.numbers("gap", compute)
 
 
-def look_for_prompts(
-    evaluation: Evaluation, phases: Phases, reporter: Reporter
-) -> dict[str, object] | None:
+def look_for_prompts(evaluation: Evaluation, phases: Phases, reporter: Reporter) -> dict[str, object] | None:
     """What of the prompts is in what the models were trained on; None where that is known of no model.
 
     Warns of each model that has seen some of them. No phase: it is read again sooner than kept.
