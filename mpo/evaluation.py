@@ -30,9 +30,9 @@ def evaluate(task: StageTask, reporter: Reporter) -> None:
     """The stage `evaluate`: roles models, judge, data -> report.json, samples.jsonl.
 
     Optional roles: reward_model, by which the prompts' gaps are told; sft and dpo, to which KL is measured
-    (without sft, to the first model); training_of_0, 1 …, in which the prompts are looked for. Each model
-    answers the same held-out prompts with the same seeds. KL: over the full vocabulary, at temperature 1, summed
-    over the sampled tokens, in nats a response.
+    (without sft, to the first model); training_of_0, training_of_1 …, in which the prompts are looked for.
+    Each model answers the same held-out prompts with the same seeds. KL: over the full vocabulary, at
+    temperature 1, summed over the sampled tokens, in nats a response.
     Raises UnusableModel, NoChatTemplate, TooFewPrompts, StageInterrupted.
     """
     evaluation = Evaluation.of(task, reporter)

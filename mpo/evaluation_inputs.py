@@ -17,8 +17,8 @@ class Evaluation:
     """What is compared, on what, and by whom.
 
     models, speakers: the models and how each writes text. bases: models that KL is measured to, with their
-    tokens. reward_model: the one that the models were trained against, where there is one. trained_on: what each
-    model was trained on; None where nobody has said.
+    tokens. reward_model: the one that the models were trained against, where there is one. trained_on: what
+    each model was trained on; None where nobody has said.
     """
 
     config: EvaluateStage

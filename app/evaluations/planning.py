@@ -116,7 +116,7 @@ def _settled(
 
 
 def _independence(models: list[TrainedOn | None], judge: TrainedOn | None) -> str | None:
-    """other_data where judge and models share no dataset; None where nobody here knows of one of them."""
+    """other_data where judge and models share no upload; None where nobody here knows of one of them."""
     if judge is None or not judge.datasets or any(data is None or not data.datasets for data in models):
         return None
     seen = set[str]().union(*(data.datasets for data in models if data is not None))

@@ -34,8 +34,8 @@ def reward_models_behind(tx: Transaction, owner: str, name: str) -> set[str]:
 class TrainedOn:
     """What a model's stage, and all before it, were trained on.
 
-    rows: files of it, as a run's inputs, by their places, without what a job held out. datasets: ids of those
-    that they were taken from. gone: whether some of the files are not there any more.
+    rows: files of it, as a run's inputs, by their places, without what a job held out. datasets: digests of
+    the uploads that they were taken from. gone: whether some of the files are not there any more.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -86,7 +86,9 @@ def _add_part(tx: Transaction, hold_out: StageRow, output: str, found: TrainedOn
     """The part of its rows that a hold-out gave for training."""
     of_its_own = output == HELD_OUT and HELD_OUT in hold_out.inputs
     given = hold_out.inputs[HELD_OUT if of_its_own else "data"]
-    found.datasets |= {source["name"] for source in given if source["kind"] == "dataset"}
+    ids = [source["name"] for source in given if source["kind"] == "dataset"]
+    digests = tx.session.scalars(select(Dataset.sha256).where(Dataset.id.in_(ids)))
+    found.datasets |= {digest for digest in digests if digest is not None}
     artifact = tx.session.scalar(
         select(Artifact)
         .where(Artifact.id == hold_out.artifacts.get(output), Artifact.deleted_at.is_(None))
@@ -96,18 +98,16 @@ def _add_part(tx: Transaction, hold_out: StageRow, output: str, found: TrainedOn
         found.gone = True
     else:
         name = f"{hold_out.job_id}:{hold_out.name}.{output}"
-        found.rows[artifact.location] = artifact_input(name, artifact)
+        found.rows.setdefault(artifact.location, artifact_input(name, artifact))
 
 
 def _add_dataset(tx: Transaction, dataset_id: str, found: TrainedOn) -> None:
-    found.datasets.add(dataset_id)
     dataset = tx.session.scalar(
-        select(Dataset)
-        .where(Dataset.id == dataset_id, Dataset.deleted_at.is_(None), Dataset.rows_location.is_not(None))
-        .with_for_update(read=True, key_share=True)
+        select(Dataset).where(Dataset.id == dataset_id).with_for_update(read=True, key_share=True)
     )
-    if dataset is None:
+    if dataset is not None and dataset.sha256 is not None:
+        found.datasets.add(dataset.sha256)
+    if dataset is None or dataset.deleted_at is not None or dataset.rows_location is None:
         found.gone = True
     else:
-        source = rows_input(dataset)
-        found.rows[source["location"]] = source
+        found.rows.setdefault(dataset.rows_location, rows_input(dataset))
