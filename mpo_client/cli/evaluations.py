@@ -20,6 +20,9 @@ from mpo_client.evaluations import (
 
 group = typer.Typer(help="Measure models on held-out prompts, by a judge.", no_args_is_help=True)
 
+MODEL_HEAD = ("model", "reward", "tokens", "distinct-1", "distinct-2", "KL in nats", "seen prompts")
+RATE_HEAD = ("model", "against", "won/lost/tied", "win rate", "95 % interval")
+
 EvaluationId = Annotated[str, typer.Argument(metavar="EVALUATION", help="eval_…")]
 
 
@@ -153,16 +156,14 @@ def _tell(screen: Screen, found: Evaluation) -> None:
 def _report(screen: Screen, report: EvaluationReport) -> None:
     if report.note:
         screen.note(report.note)
-    head = ("model", "reward", "tokens", "distinct-1", "distinct-2", "KL in nats", "seen prompts")
     seen = {each.model: each for each in report.contamination.models} if report.contamination else {}
-    screen.show("", table(head, [_model(each, seen.get(each.model)) for each in report.models]))
-    head = ("model", "against", "won/lost/tied", "win rate", "95 % interval")
+    screen.show("", table(MODEL_HEAD, [_model(each, seen.get(each.model)) for each in report.models]))
     rates = [
         (r.model_a, r.model_b, f"{r.wins:g}/{r.losses:g}/{r.ties:g}", r.win_rate, _interval(r.ci95))
         for r in report.win_rates
     ]
     if rates:
-        screen.show("", table(head, rates, numbers=("win rate",)))
+        screen.show("", table(RATE_HEAD, rates, numbers=("win rate",)))
 
 
 def _model(found: EvaluatedModel, seen: SeenByModel | None) -> tuple[object, ...]:
