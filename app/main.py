@@ -12,6 +12,7 @@ from app import documentation, problems
 from app.artifacts import routes as artifacts
 from app.comparisons import routes as comparisons
 from app.datasets import routes as datasets
+from app.evaluations import routes as evaluations
 from app.event_streams import EventFeed
 from app.fine_tuning import files
 from app.fine_tuning import jobs as fine_tuning
@@ -43,6 +44,7 @@ ROUTERS: list[APIRouter] = [
     operations.router,
     inference.router,
     comparisons.router,
+    evaluations.router,
     files.router,
     fine_tuning.router,
 ]

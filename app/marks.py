@@ -22,7 +22,7 @@ from core.ids import is_id
 PATIENCE_SECONDS = 0.25
 """Behind a statement that takes longer nobody waits: the next one goes out beside it."""
 
-MarkedNoun = Literal["dataset", "job", "run", "comparison"]
+MarkedNoun = Literal["dataset", "job", "run", "comparison", "evaluation"]
 Watch = tuple[MarkedNoun, str]
 """What is looked at: a noun, and the id of one."""
 
@@ -46,6 +46,10 @@ FROM datasets WHERE id = ANY(:dataset) AND deleted_at IS NULL""",
 SELECT 'comparison', id, owner, status IN ('succeeded', 'failed', 'cancelled'), CAST(version AS text),
        CAST(NULL AS text[])
 FROM comparisons WHERE id = ANY(:comparison) AND deleted_at IS NULL""",
+    "evaluation": """
+SELECT 'evaluation', id, owner, status IN ('succeeded', 'failed', 'cancelled'), CAST(version AS text),
+       CAST(NULL AS text[])
+FROM evaluations WHERE id = ANY(:evaluation) AND deleted_at IS NULL""",
     # It shows the other attempts at its key, and those of its artifacts that are kept.
     "run": """
 SELECT 'run', run.id, run.owner, run.state IN ('succeeded', 'failed', 'cancelled'),

@@ -6,6 +6,7 @@ from sqlalchemy import select, text, update
 
 from core.advance import advance_job
 from core.database import AWAY, Transaction, open_session, open_transaction
+from core.evaluating import apply_evaluation, is_evaluation, touch_evaluation
 from core.events import write_event
 from core.job_rows import jobs_waiting_on, lock_job
 from core.states import FINISHED_JOB, LIVE, TERMINAL, DatasetState, JobState, RunState
@@ -33,6 +34,8 @@ def _apply(run_id: str, errors: list[Exception]) -> list[str]:
             _apply_validation(tx, run)
         elif run.kind == "compare":
             _apply_comparison(tx, run)
+        elif is_evaluation(run):
+            apply_evaluation(tx, run)
         jobs = jobs_waiting_on(tx, run)
     taken_away: list[str] = []
     failed = len(errors)
@@ -63,6 +66,9 @@ def report_progress(run_id: str, warnings: Sequence[str] = ()) -> None:
         rows = session.execute(waiting.order_by(StageRow.job_id)).all()
     if run.kind == "compare":
         _touch_comparison(run)
+    elif is_evaluation(run):
+        with open_transaction() as tx:
+            touch_evaluation(tx, run, warnings)
     for job_id, stage in rows:
         with open_transaction() as tx:
             job = lock_job(tx, job_id)

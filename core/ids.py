@@ -4,7 +4,9 @@ import secrets
 import time
 from typing import Literal
 
-Noun = Literal["dataset", "job", "run", "artifact", "comparison", "api_key", "worker", "request"]
+Noun = Literal[
+    "dataset", "job", "run", "artifact", "comparison", "evaluation", "api_key", "worker", "request"
+]
 
 PREFIXES: dict[Noun, str] = {
     "dataset": "ds",
@@ -12,6 +14,7 @@ PREFIXES: dict[Noun, str] = {
     "run": "run",
     "artifact": "art",
     "comparison": "cmp",
+    "evaluation": "eval",
     "api_key": "key",
     "worker": "wrk",
     "request": "req",

@@ -1,7 +1,8 @@
 """What rows stop naming, so that the sweep may free its bytes.
 
-An artifact is needed while a job that is not deleted refers to it, or a job that has not ended wants its key.
-All outputs of a key are needed or not together: half a result would be taken for a whole one.
+An artifact is needed while a job that is not deleted refers to it, a job that has not ended wants its key, or
+an evaluation outside of jobs shows it. All outputs of a key are needed or not together: half a result would
+be taken for a whole one.
 """
 
 from collections.abc import Collection
@@ -12,7 +13,7 @@ from sqlalchemy.orm import aliased
 
 from core.database import Transaction, open_transaction
 from core.states import FINISHED_JOB, TERMINAL
-from core.tables import Artifact, ArtifactReference, Event, Job, Metric, Run, StageRow
+from core.tables import Artifact, ArtifactReference, Evaluation, Event, Job, Metric, Run, StageRow
 
 BATCH = 200
 PAGE = 5_000
@@ -77,7 +78,8 @@ def _is_needed() -> ColumnElement[bool]:
     referred = exists().where(*same_key, ArtifactReference.artifact_id == twin.id)
     unfinished = Job.owner == Artifact.owner, Job.status.not_in(FINISHED_JOB)
     wanted = exists().where(StageRow.key == Artifact.key, Job.id == StageRow.job_id, *unfinished)
-    return or_(Artifact.kind == "validate_dataset", referred, wanted)
+    shown = exists().where(Evaluation.run_id == Artifact.run_id, Evaluation.deleted_at.is_(None))
+    return or_(Artifact.kind == "validate_dataset", referred, wanted, shown)
 
 
 def _note_unreferenced(tx: Transaction, after: str) -> str | None:

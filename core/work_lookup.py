@@ -93,7 +93,7 @@ def locate_model(tx: Transaction, owner: str, name: str) -> dict[str, Any]:
         base = tx.session.get(BaseModelRow, name)
         if base is None or base.deleted_at is not None:
             raise NotFound("There is no model of that name", model=name)
-        return _input("model", name, name, f"file://{base.path}", base.sha256)
+        return base_input(base)
     job_id, _, stage_name = name.partition(":")
     stage = tx.session.scalar(
         select(StageRow)
@@ -106,7 +106,23 @@ def locate_model(tx: Transaction, owner: str, name: str) -> dict[str, Any]:
     artifact = tx.session.get_one(Artifact, artifact_id)
     if artifact.deleted_at is not None:
         raise NotFound("The trained model of that name has been deleted", model=name)
+    return artifact_input(name, artifact)
+
+
+def artifact_input(name: str, artifact: Artifact) -> dict[str, Any]:
+    """A run's input that another run has made, under the name that people know it by."""
     return _input("artifact", artifact.id, name, artifact.location, artifact.sha256)
+
+
+def base_input(base: BaseModelRow) -> dict[str, Any]:
+    """A base model as a run's input."""
+    return _input("model", base.name, base.name, f"file://{base.path}", base.sha256)
+
+
+def rows_input(dataset: Dataset) -> dict[str, Any]:
+    """A ready dataset's canonical rows as a run's input."""
+    location, digest = dataset.rows_location or "", dataset.rows_sha256 or ""
+    return _input("dataset", dataset.id, dataset.id, location, digest)
 
 
 def _join_live_run(tx: Transaction, job: Job, key: str) -> str | None:
@@ -163,11 +179,9 @@ def _resolve(
     """An input's place in the store, from the source that the plan names."""
     if source["kind"] == "stage":
         artifact = tx.session.get_one(Artifact, stages[source["name"]].artifacts[source["output"]])
-        return _input("artifact", artifact.id, source["name"], artifact.location, artifact.sha256)
+        return artifact_input(source["name"], artifact)
     if source["kind"] == "dataset":
-        dataset = tx.session.get_one(Dataset, source["name"])
-        location, digest = dataset.rows_location or "", dataset.rows_sha256 or ""
-        return _input("dataset", dataset.id, dataset.id, location, digest)
+        return rows_input(tx.session.get_one(Dataset, source["name"]))
     return _held_model(tx, job, source["name"])
 
 
@@ -176,8 +190,7 @@ def _held_model(tx: Transaction, job: Job, name: str) -> dict[str, Any]:
     held = tx.session.get(JobInput, (job.id, "model", name))
     if held is None or held.artifact_id is None:
         return locate_model(tx, job.owner, name)
-    artifact = tx.session.get_one(Artifact, held.artifact_id)
-    return _input("artifact", artifact.id, name, artifact.location, artifact.sha256)
+    return artifact_input(name, tx.session.get_one(Artifact, held.artifact_id))
 
 
 def _input(kind: str, id_: str, name: str, location: str, sha256: str) -> dict[str, Any]:

@@ -251,12 +251,9 @@ class PPOStage(TrainingConfig):
         return self
 
 
-class EvaluateStage(TrainingConfig):
-    """Win rates, rewards and KL of the job's models on held-out prompts, by a judge that trained none."""
+class EvaluationSettings(Strict):
+    """How models are asked and judged."""
 
-    revision: ClassVar[int] = 3
-    unread: ClassVar[frozenset[str]] = TRAINS_NOTHING
-    kind: Literal["evaluate"] = "evaluate"
     prompts: Count = Field(64, description="Held-out prompts at most.")
     max_new_tokens: Tokens | None = Field(
         None, description="Longest sampled response, in tokens. Null = a quarter of the context, at most 128."
@@ -268,6 +265,14 @@ class EvaluateStage(TrainingConfig):
         description="In what the judge differs from the reward model that was trained against. The plan "
         "finds it; say other_data only of a judge from another job.",
     )
+
+
+class EvaluateStage(EvaluationSettings, TrainingConfig):
+    """Win rates, rewards and KL of models on held-out prompts, by a judge that trained none of them."""
+
+    revision: ClassVar[int] = 4
+    unread: ClassVar[frozenset[str]] = TRAINS_NOTHING
+    kind: Literal["evaluate"] = "evaluate"
     names: dict[ShortText, Annotated[list[ShortText], Field(max_length=100)]] | None = Field(
         None,
         max_length=10,

@@ -1,10 +1,12 @@
-"""The stage `evaluate`: win rates, rewards and KL of models on held-out prompts, by a judge."""
+"""The stage `evaluate`: win rates, rewards, KL and diversity of models on held-out prompts, by a judge."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mpo.answers import Answers, answer_prompts
+from mpo.contamination import contamination_report
+from mpo.diversity import diversity_report
 from mpo.evaluation_inputs import Evaluation
 from mpo.evaluation_phases import Phases
 from mpo.evaluation_report import (
@@ -28,8 +30,9 @@ def evaluate(task: StageTask, reporter: Reporter) -> None:
     """The stage `evaluate`: roles models, judge, data -> report.json, samples.jsonl.
 
     Optional roles: reward_model, by which the prompts' gaps are told; sft and dpo, to which KL is measured
-    (without sft, to the first model). Each model answers the same held-out prompts with the same
-    seeds. KL: over the full vocabulary, at temperature 1, summed over the sampled tokens, in nats a response.
+    (without sft, to the first model); training_of_0, training_of_1 …, in which the prompts are looked for.
+    Each model answers the same held-out prompts with the same seeds. KL: over the full vocabulary, at
+    temperature 1, summed over the sampled tokens, in nats a response.
     Raises UnusableModel, NoChatTemplate, TooFewPrompts, StageInterrupted.
     """
     evaluation = Evaluation.of(task, reporter)
@@ -38,6 +41,7 @@ def evaluate(task: StageTask, reporter: Reporter) -> None:
     phases = Phases(task, reporter, len(evaluation.models) + 2 * scorers + len(measured))
     # What a wrong input can spoil comes first: sampling may take hours.
     judged = phases.numbers("judge_gap", lambda: evaluation.judge.gaps(evaluation.pairs))
+    contamination = look_for_prompts(evaluation, phases, reporter)
     gaps = prompt_gaps(evaluation, phases)
     answers = [_answers(evaluation, number, phases) for number in range(len(evaluation.models))]
     rewards = _scores(evaluation, evaluation.judge, answers, phases, reporter)
@@ -54,7 +58,7 @@ def evaluate(task: StageTask, reporter: Reporter) -> None:
         )
     ]
     write_samples(task.output / "samples.jsonl", evaluation, answers, rewards)
-    write_report(task.output, evaluation, judged, gaps, models)
+    write_report(task.output, evaluation, judged, gaps, models, contamination)
 
 
 def prompt_gaps(evaluation: Evaluation, phases: Phases) -> list[float] | None:
@@ -72,6 +76,26 @@ def prompt_gaps(evaluation: Evaluation, phases: Phases) -> list[float] | None:
         return [sum(of_prompt) / len(of_prompt) for of_prompt in sizes]
 
     return phases.numbers("gap", compute)
+
+
+def look_for_prompts(evaluation: Evaluation, phases: Phases, reporter: Reporter) -> dict[str, object] | None:
+    """What of the prompts is in what the models were trained on; None where that is known of no model.
+
+    Warns of each model that has seen some of them. No phase: it is read again sooner than kept.
+    """
+    if not any(evaluation.trained_on):
+        return None
+    known = [
+        (model.name, None if data is None else [(each.name, each.path) for each in data])
+        for model, data in zip(evaluation.models, evaluation.trained_on, strict=True)
+    ]
+    report, seen = contamination_report(evaluation.prompts, known, phases.check)
+    for name, count in seen.items():
+        reporter.warn(
+            f"{count} of the {len(evaluation.prompts)} prompts are in what {name} was trained on: "
+            "its numbers are not of unseen prompts."
+        )
+    return report
 
 
 def _answers(evaluation: Evaluation, number: int, phases: Phases) -> Answers:
@@ -130,6 +154,7 @@ def model_numbers(
         prompt_means(answers.tokens, samples),
         {base: prompt_means(values, samples) for base, values in kl.items()},
         answers.eos_rate,
+        diversity_report(answers.texts),
     )
 
 
@@ -139,18 +164,21 @@ def write_report(
     judged: Sequence[float],
     gaps: Sequence[float] | None,
     models: Sequence[ModelNumbers],
+    contamination: Mapping[str, object] | None,
 ) -> None:
     """Writes report.json, and the same as the stage's summary. judged: the judge's gaps of held-out pairs."""
-    config, seed = evaluation.config, evaluation.seed
+    config, seed, judge = evaluation.config, evaluation.seed, evaluation.judge
+    calibration = judge.calibration(evaluation.pairs, judged)
     report: dict[str, object] = {
         "prompts": len(evaluation.prompts),
         "samples": config.samples,
-        "judge": {"name": evaluation.judge.source.name, **accuracy_numbers(judged)},
+        "judge": {"name": judge.source.name, **accuracy_numbers(judged), "calibration": calibration},
         "judge_independence": config.judge_independence,
         "note": SHARED_NOISE if config.judge_independence == "other_seed" else None,
         "models": [model.to_json(seed) for model in models],
         "win_rates": compare_models(models),
         "by_gap": None if gaps is None else reports_by_gap(models, gaps, seed),
+        "contamination": contamination,
     }
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     (output / "report.json").write_text(text + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from mpo.judging import Scorer
 from mpo.model_tokens import ModelTokens
 from mpo.records import Content, PreferencePair, read_pairs
 from mpo.reporter import Reporter, StageInput, StageTask
+from mpo.roles import training_role
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Evaluation:
     """What is compared, on what, and by whom.
 
     models, speakers: the models and how each writes text. bases: models that KL is measured to, with their
-    tokens. reward_model: the one that the models were trained against, where there is one.
+    tokens. reward_model: the one that the models were trained against, where there is one. trained_on: what
+    each model was trained on; None where nobody has said.
     """
 
     config: EvaluateStage
@@ -28,6 +30,7 @@ class Evaluation:
     bases: Sequence[tuple[StageInput, ModelTokens]]
     judge: Scorer
     reward_model: Scorer | None
+    trained_on: Sequence[Sequence[StageInput] | None]
 
     @classmethod
     def of(cls, task: StageTask, reporter: Reporter) -> "Evaluation":
@@ -60,6 +63,7 @@ class Evaluation:
             bases,
             judge,
             reward_model,
+            [task.inputs.get(training_role(number)) for number in range(len(models))],
         )
 
     def kl_pairs(self, reporter: Reporter) -> list[tuple[int, StageInput]]:

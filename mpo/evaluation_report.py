@@ -20,7 +20,7 @@ class ModelNumbers:
     """What one model's responses came to: a number a prompt, the mean over its samples, in order.
 
     rewards: by the judge. training_rewards: by the reward model of the training, where there is one. tokens:
-    of a response. kl: by the base's name, in nats a response. eos_rate: over all responses.
+    of a response. kl: by the base's name, in nats a response. eos_rate, diversity: over all responses.
     """
 
     name: str
@@ -29,6 +29,7 @@ class ModelNumbers:
     tokens: Sequence[float]
     kl: Mapping[str, Sequence[float]]
     eos_rate: float
+    diversity: Mapping[str, float | None]
 
     def to_json(self, seed: int) -> dict[str, object]:
         """Means over the prompts, with bootstrap intervals over prompts."""
@@ -39,6 +40,7 @@ class ModelNumbers:
             "training_reward": None if known is None else mean_report(known, seed),
             "response_tokens": mean_report(self.tokens, seed),
             "eos_rate": self.eos_rate,
+            "diversity": dict(self.diversity),
             "kl": {base: mean_report(values, seed) for base, values in self.kl.items()},
         }
 

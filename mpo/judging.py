@@ -13,8 +13,9 @@ from mpo.model_tokens import ModelTokens
 from mpo.policies import load_reward_model
 from mpo.records import Content, Message, PreferencePair
 from mpo.reporter import StageInput
+from mpo.reward_model.report import ScoredPairs, calibration_report
 from mpo.reward_model.score import score_encoded, score_responses
-from mpo.tokenization import encode_pairs, encode_response
+from mpo.tokenization import EncodedPair, encode_pairs, encode_response
 
 ScoredRow = tuple[int, ...]
 """A prompt's number, then the ids of a response to it."""
@@ -53,15 +54,22 @@ class Scorer:
     def gaps(self, pairs: Sequence[PreferencePair]) -> list[float]:
         """Chosen reward minus rejected reward of each pair; raises UnusableModel, NoChatTemplate."""
         network = self.load()
+        chosen, rejected = score_encoded(network, self._encoded(pairs)).double().unbind(-1)
+        gaps: list[float] = (chosen - rejected).tolist()
+        return gaps
+
+    def calibration(self, pairs: Sequence[PreferencePair], gaps: Sequence[float]) -> dict[str, object]:
+        """How far the gaps of pairs, as `gaps` gave them, are to be believed. Raises NoChatTemplate."""
+        return calibration_report(ScoredPairs.of(self._encoded(pairs), gaps))
+
+    def _encoded(self, pairs: Sequence[PreferencePair]) -> Sequence[EncodedPair]:
         encoded, _ = encode_pairs(
             pairs,
             self.tokens.tokenizer,
             max_prompt_tokens=self.max_prompt_tokens,
             max_response_tokens=self.max_response_tokens,
         )
-        chosen, rejected = score_encoded(network, encoded).double().unbind(-1)
-        gaps: list[float] = (chosen - rejected).tolist()
-        return gaps
+        return encoded
 
     def scores(
         self,

@@ -92,6 +92,14 @@ ROLES: Mapping[str, Mapping[str, Role]] = {
 evaluate, are what KL is measured to, and no more."""
 
 
+def training_role(model: int) -> str:
+    """The role of what the evaluated model of this number, from 0, was trained on.
+
+    Whoever knows a model's lineage gives it; no plan does, as a job holds its prompts out itself.
+    """
+    return f"training_of_{model}"
+
+
 class WrongInput(MPOError):
     """A stage is given what its role does not take. place: in the role's list."""
 

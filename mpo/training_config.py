@@ -56,15 +56,9 @@ TRAINS_NOTHING = frozenset({"learning_rate", "epochs", "max_steps", "batch_pairs
 """What a stage that only runs models has no use for."""
 
 
-class TrainingConfig(StageConfig):
-    """What all stages that train or run a model share."""
+class TokenLimits(Strict):
+    """How much of a text a model reads."""
 
-    learning_rate: LearningRate = Field(
-        2e-5, description="Peak learning rate of AdamW; falls linearly to 0, without warm-up."
-    )
-    epochs: Epochs = Field(1, description="Passes over the data.")
-    max_steps: Count | None = Field(None, description="Optimizer steps at most; null = no limit.")
-    batch_pairs: BatchRows = Field(16, description="Rows (pairs; texts in SFT) an optimizer step.")
     max_prompt_tokens: Tokens | None = Field(
         None,
         description="Prompts are cut at their beginning to this. Null = half the context, at most 1,024.",
@@ -73,6 +67,17 @@ class TrainingConfig(StageConfig):
         None,
         description="Responses are cut at their end to this. Null = a quarter of the context, at most 512.",
     )
+
+
+class TrainingConfig(TokenLimits, StageConfig):
+    """What all stages that train or run a model share."""
+
+    learning_rate: LearningRate = Field(
+        2e-5, description="Peak learning rate of AdamW; falls linearly to 0, without warm-up."
+    )
+    epochs: Epochs = Field(1, description="Passes over the data.")
+    max_steps: Count | None = Field(None, description="Optimizer steps at most; null = no limit.")
+    batch_pairs: BatchRows = Field(16, description="Rows (pairs; texts in SFT) an optimizer step.")
     checkpoint_seconds: NonNegativeFloat = Field(
         300.0, description="Seconds between checkpoints; 0 = at every step.", json_schema_extra=NEUTRAL
     )

@@ -7,6 +7,7 @@ import httpx
 from mpo_client.async_transport import AsyncTransport
 from mpo_client.comparisons import AsyncComparisons, Comparisons
 from mpo_client.datasets import AsyncDatasets, Datasets
+from mpo_client.evaluations import AsyncEvaluations, Evaluations
 from mpo_client.inference import AsyncInference, Inference
 from mpo_client.jobs import AsyncJobs, Jobs
 from mpo_client.models import AsyncModels, Models
@@ -28,6 +29,7 @@ class Client:
         self.runs = Runs(self._transport)
         self.artifacts = Artifacts(self._transport)
         self.comparisons = Comparisons(self._transport)
+        self.evaluations = Evaluations(self._transport)
         self.inference = Inference(self._transport)
         self.keys = Keys(self._transport)
         self.operations = Operations(self._transport)
@@ -56,6 +58,7 @@ class AsyncClient:
         self.runs = AsyncRuns(self._transport)
         self.artifacts = AsyncArtifacts(self._transport)
         self.comparisons = AsyncComparisons(self._transport)
+        self.evaluations = AsyncEvaluations(self._transport)
         self.inference = AsyncInference(self._transport)
         self.keys = AsyncKeys(self._transport)
         self.operations = AsyncOperations(self._transport)

@@ -6,12 +6,14 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
+from app.evaluations.planning import SETTINGS
 from core import queue
 from core.api_keys import digest, new_secret, visible_prefix
 from core.database import Transaction, open_transaction
 from core.ids import new_id
 from core.tables import ApiKey, Artifact, Dataset, Job, JobInput, Run, StageRow
 from core.work_items import NewArtifact
+from mpo.config import EvaluateStage
 
 
 def pairs(count: int) -> list[dict[str, str]]:
@@ -133,6 +135,15 @@ def make_dataset(tx: Transaction, *, owner: str = "admin", **values: Any) -> Dat
     tx.session.add(dataset)
     tx.session.flush()
     return dataset
+
+
+def evaluation_request(dataset_id: str) -> dict[str, Any]:
+    """What an evaluation's row keeps of its request."""
+    settings = EvaluateStage(max_new_tokens=8, max_prompt_tokens=8, max_response_tokens=8)
+    kept = settings.model_dump(mode="json", include=set(SETTINGS))
+    return {"judge": "judge", "reward_model": None, "sft": None, "dpo": None, "seed": 0, **kept} | {
+        "dataset": dataset_id
+    }
 
 
 def make_trained_model(

@@ -23,12 +23,16 @@ class OutputMissing(Exception):
 
 
 def fetch(claimed: ClaimedRun, folder: Path, storage: Storage) -> ChildTask:
-    """The child's task, with every input as a local path. A file on this machine is read where it lies."""
+    """The child's task, with every input as a local path. A file on this machine is read where it lies.
+
+    What several roles name is fetched once: it is the same thing to the child, too.
+    """
     output = folder / "output"
     output.mkdir(parents=True)
+    fetched: dict[str, Path] = {}
     inputs = {
         role: tuple(
-            _fetch_one(claimed.kind, source, folder / "inputs" / role / str(place), storage)
+            _fetch_one(claimed.kind, source, folder / "inputs" / role / str(place), storage, fetched)
             for place, source in enumerate(sources)
         )
         for role, sources in claimed.inputs.items()
@@ -105,11 +109,17 @@ def drop_older_folders(scratch: Path, run_id: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fetch_one(kind: str, source: dict[str, Any], target: Path, storage: Storage) -> ChildInput:
+def _fetch_one(
+    kind: str, source: dict[str, Any], target: Path, storage: Storage, fetched: dict[str, Path]
+) -> ChildInput:
+    """fetched: local paths by location; the input's is added."""
     if kind in NOT_FETCHED:
         return ChildInput(source["name"], target, source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return ChildInput(source["name"], storage.fetch(source["location"], target), source)
+    location = source["location"]
+    if location not in fetched:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fetched[location] = storage.fetch(location, target)
+    return ChildInput(source["name"], fetched[location], source)
 
 
 def _files_of(stored: list[StoredFile], relative: str) -> list[StoredFile]:

@@ -1,7 +1,6 @@
 """Use cases of comparisons."""
 
 import secrets
-from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import func, select
@@ -15,6 +14,8 @@ from app.comparisons.schemas import (
     ComparisonRowView,
     ComparisonView,
 )
+from app.datasets.service import DatasetNotReady
+from app.models.lineage import reward_models_behind
 from app.pagination import Page, PageQuery, page_of
 from core import queue
 from core.comparing import MAX_SEED, ComparisonRequest, JudgeScorer, progress_of
@@ -24,17 +25,11 @@ from core.ids import new_id
 from core.outside import AddressRefused, check_address
 from core.settings import settings
 from core.states import FINISHED_JOB, DatasetState, JobState
-from core.tables import Artifact, BaseModelRow, Comparison, ComparisonRow, Dataset, Job, StageRow
+from core.tables import Artifact, BaseModelRow, Comparison, ComparisonRow, Dataset, Job
 from core.work_items import NewRun
-from core.work_lookup import locate_model
+from core.work_lookup import locate_model, rows_input
 
 DEFAULT_LIMIT = 100
-
-
-class DatasetNotReady(Conflict):
-    """The dataset's rows are not there yet."""
-
-    code, retryable = "dataset_not_ready", True
 
 
 class ComparisonFinished(Conflict):
@@ -58,7 +53,7 @@ def create_comparison(tx: Transaction, owner: str, body: ComparisonCreate) -> st
         _check_judge(body.scorer.judge)
     if body.dataset is not None:
         dataset = _ready_dataset(tx.session, owner, body.dataset)
-        inputs["prompts"] = [_rows_of(dataset)]
+        inputs["prompts"] = [rows_input(dataset)]
         total = min(body.limit or DEFAULT_LIMIT, dataset.rows or 0)
     else:
         total = len(body.prompts or [])
@@ -226,16 +221,6 @@ def _ready_dataset(session: Session, owner: str, dataset_id: str) -> Dataset:
     return dataset
 
 
-def _rows_of(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "kind": "dataset",
-        "id": dataset.id,
-        "name": dataset.id,
-        "location": dataset.rows_location,
-        "sha256": dataset.rows_sha256,
-    }
-
-
 def _request(
     tx: Transaction, owner: str, body: ComparisonCreate, inputs: dict[str, list[dict[str, Any]]]
 ) -> ComparisonRequest:
@@ -244,7 +229,7 @@ def _request(
     trained = []
     if "reward_model" in inputs:
         digest = inputs["reward_model"][0]["sha256"]
-        trained = [name for name in body.models if digest in _trainers(tx, owner, name)]
+        trained = [name for name in body.models if digest in reward_models_behind(tx, owner, name)]
     return ComparisonRequest(
         models=list(body.models),
         prompts=body.prompts,
@@ -255,18 +240,3 @@ def _request(
         trained_by_scorer=trained,
         blind=body.blind,
     )
-
-
-def _trainers(tx: Transaction, owner: str, name: str) -> set[str]:
-    """Digests of the reward models that a trained model was made to please."""
-    job_id, _, stage_name = name.partition(":")
-    stage = tx.session.get(StageRow, (job_id, stage_name)) if stage_name else None
-    if stage is None:
-        return set()
-    found = set()
-    for source in stage.inputs.get("reward_model", []):
-        named = f"{job_id}:{source['name']}" if source["kind"] == "stage" else source["name"]
-        # An earlier job's reward model may have been deleted since: then nobody can score with it either.
-        with suppress(NotFound):
-            found.add(str(locate_model(tx, owner, named)["sha256"]))
-    return found

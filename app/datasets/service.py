@@ -33,6 +33,12 @@ class NotValidated(Conflict):
     code, retryable = "dataset_not_validated", True
 
 
+class DatasetNotReady(Conflict):
+    """The dataset's rows are not there yet."""
+
+    code, retryable = "dataset_not_ready", True
+
+
 class NeverValidated(NotValidated):
     """The dataset awaits its content, or was refused: no wait alone brings its rows."""
 

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 
 from sqlalchemy import delete, select
 
-from app.comparisons.queries import live_comparison_of
 from app.jobs.leaves import leaf_keys
 from app.jobs.planning import EXPLICIT, planned_stages
 from app.jobs.schemas import ResumeJob
+from app.models.live_users import live_user_of
 from core.advance import advance_job
 from core.database import Transaction
 from core.errors import Conflict, NotFound, Unprocessable
+from core.ids import is_id
 from core.job_changes import USER, cancel_job, pause_job, reset_stage, resume_job
 from core.job_rows import lock_job, stages_of
 from core.retention import delete_unneeded
@@ -46,7 +47,7 @@ class NotPaused(Conflict):
 
 
 class InUse(Conflict):
-    """An unfinished job or comparison uses what this one made."""
+    """An unfinished job, comparison or evaluation uses what this one made."""
 
     code, title = "in_use", "What this job made is in use"
 
@@ -107,9 +108,9 @@ def delete_job(tx: Transaction, owner: str, job_id: str) -> None:
     if user is not None:
         raise InUse(f"{user} uses a model of this job: cancel it, or wait until it has ended", job=user)
     models = [f"{job_id}:{stage.name}" for stage in stages_of(tx, job)]
-    if (comparison := live_comparison_of(tx.session, models)) is not None:
-        detail = f"{comparison} uses a model of this job: cancel it, or wait until it has ended"
-        raise InUse(detail, comparison=comparison)
+    if (user := live_user_of(tx.session, models)) is not None:
+        detail = f"{user} uses a model of this job: cancel it, or wait until it has ended"
+        raise InUse(detail, **{"comparison" if is_id("comparison", user) else "evaluation": user})
     job.deleted_at = datetime.now(UTC)
     of_job = ArtifactReference.job_id == job.id
     referred = list(tx.session.scalars(select(ArtifactReference.artifact_id).where(of_job)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, and_, delete, func, not_, select
 from sqlalchemy.orm import Session
 
-from app.comparisons.queries import live_comparison_of
+from app.models.live_users import live_user_of
 from app.models.queries import find_model
 from app.models.schemas import FileView, ModelCreate, ModelView
 from core.bootstrap import register_model
@@ -116,7 +116,7 @@ def _refuse_if_live(tx: Transaction, name: str) -> None:
     job_id = tx.session.scalar(
         select(Job.id).join(JobInput).where(*reads_it, Job.status.not_in(FINISHED_JOB)).limit(1)
     )
-    user = job_id or live_comparison_of(tx.session, [name])
+    user = job_id or live_user_of(tx.session, [name])
     if user is not None:
         raise ModelInUse(f"{user} uses this model and has not finished")
 

@@ -5,6 +5,7 @@ from core.tables.artifacts import Artifact, ArtifactReference
 from core.tables.base import Base
 from core.tables.comparisons import Comparison, ComparisonRow, Vote
 from core.tables.datasets import Dataset
+from core.tables.evaluations import Evaluation
 from core.tables.idempotency import IdempotencyKey
 from core.tables.jobs import Event, Job, JobInput, StageRow
 from core.tables.models import BaseModelRow
@@ -23,6 +24,7 @@ __all__ = [
     "Comparison",
     "ComparisonRow",
     "Dataset",
+    "Evaluation",
     "Event",
     "IdempotencyKey",
     "Job",

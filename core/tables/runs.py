@@ -11,7 +11,8 @@ from core.tables.base import Base, Counter, CreatedAt, Json, JsonOrNull, Moment,
 
 
 class Run(Versioned, Base):
-    """The execution of one unit of work: a stage (`key` set), a dataset's validation, a comparison.
+    """The execution of one unit of work: a stage (`key` set), a dataset's validation, a comparison, an
+    evaluation outside of a job (of the stage's kind, without key and job).
 
     inputs: role -> list of {"kind", "id", "name", "location", "sha256"}, resolved when the run was enqueued.
     fence rises at every claim; whoever writes with an older one is shut out.

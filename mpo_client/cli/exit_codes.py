@@ -8,7 +8,7 @@ USAGE = 2
 UNREACHABLE = 3
 """No answer came."""
 UNSUCCESSFUL = 4
-"""A job or comparison that was waited for failed or was cancelled."""
+"""A job, comparison or evaluation that was waited for failed or was cancelled."""
 PAUSED = 5
 """A job that was waited for has paused, and waits for a person."""
 INTERRUPTED = 130

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from mpo_client.cli import (
     comparing,
     datasets,
+    evaluations,
     exit_codes,
     gaps,
     jobs,
@@ -98,6 +99,7 @@ def _groups() -> dict[str, typer.Typer]:
         "jobs": jobs.group,
         "gaps": gaps.group,
         "models": models.group,
+        "evaluations": evaluations.group,
         "runs": runs.group,
         "keys": keys.group,
     }

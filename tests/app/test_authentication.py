@@ -14,8 +14,8 @@ from app import authentication
 from app.main import ROUTERS
 from core.database import open_transaction
 from core.ids import new_id
-from core.tables import ApiKey, Comparison, StageRow
-from tests.factories import make_dataset, make_job, make_key, make_trained_model
+from core.tables import ApiKey, Comparison, Evaluation, StageRow
+from tests.factories import evaluation_request, make_dataset, make_job, make_key, make_trained_model
 
 ADMIN_ONLY = {("POST", "/v1/models"), ("POST", "/v1/keys"), ("DELETE", "/v1/keys/{key_id}")}
 PARAMETER = re.compile(r"{(\w+)(?::path)?}")
@@ -89,7 +89,10 @@ def theirs(client: TestClient) -> dict[str, str]:
             models=[model, model],
             request={"models": [model, model], "prompts": ["p"], "sampling": {}},
         )
-        tx.session.add(comparison)
+        evaluation = Evaluation(
+            id=new_id("evaluation"), owner="admin", models=[model], request=evaluation_request(dataset.id)
+        )
+        tx.session.add_all([comparison, evaluation])
         return {
             "dataset_id": dataset.id,
             "file_id": dataset.id,
@@ -98,6 +101,7 @@ def theirs(client: TestClient) -> dict[str, str]:
             "artifact_id": stage.artifacts["model"],
             "model_id": model,
             "comparison_id": comparison.id,
+            "evaluation_id": evaluation.id,
             "name": "config.json",
         }
 
@@ -112,6 +116,7 @@ def bodies(theirs: dict[str, str]) -> dict[str, tuple[int, dict[str, object]]]:
     return {
         "/v1/jobs": (422, {"model": model, "dataset": dataset, "method": {"type": "sft"}}),
         "/v1/comparisons": (422, {"models": [model, "tiny"], "prompts": ["p"]}),
+        "/v1/evaluations": (422, {"models": [model], "judge": "tiny", "dataset": dataset}),
         "/v1/models": (422, {"name": "x", "path": "/"}),
         "/v1/completions": (404, {"model": model, "prompt": "p"}),
         "/v1/chat/completions": (404, {"model": model, "messages": [{"role": "user", "content": "p"}]}),

@@ -19,8 +19,8 @@ from app import idempotency
 from core.database import open_session, open_transaction
 from core.idempotency import KEPT, purge_keys
 from core.storage import Storage
-from core.tables import ApiKey, Comparison, Dataset, IdempotencyKey, Job
-from tests.app.jobs.factories import make_model
+from core.tables import ApiKey, Comparison, Dataset, Evaluation, IdempotencyKey, Job
+from tests.app.jobs.factories import make_dataset, make_model
 from tests.app.serving import served, serving_process, through
 from tests.factories import json_lines, make_key, pairs
 
@@ -57,7 +57,7 @@ def test_a_job_is_made_once_and_its_answer_given_again(client: TestClient, spec:
     assert count(Job) == 1
 
 
-@pytest.mark.parametrize("made", ["json", "form", "model", "comparison"])
+@pytest.mark.parametrize("made", ["json", "form", "model", "comparison", "evaluation"])
 def test_everything_that_is_made_is_made_once(
     client: TestClient, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
 ) -> None:
@@ -66,18 +66,23 @@ def test_everything_that_is_made_is_made_once(
         "form": ("/v1/datasets", form()),
         "model": ("/v1/models", {"json": {"name": "mine", "path": str(shipped_model())}}),
         "comparison": ("/v1/comparisons", {"json": {"models": [model, "other"], "prompts": ["hi"]}}),
+        "evaluation": ("/v1/evaluations", {"json": {"models": [model], "judge": "scorer"}}),
     }
     if made == "model":
         monkeypatch.setattr("app.models.service.allowed_folder", lambda path: Path(path))
     if made == "comparison":
         make_model("other")
+    if made == "evaluation":
+        make_model("scorer", kind="reward_model")
+        requests[made][1]["json"]["dataset"] = make_dataset(tmp_path)
     path, body = requests[made]
     first, again = (client.post(path, headers=KEY, **body) for _ in range(2))
     assert first.status_code in (201, 202), first.text
     assert again.headers["idempotent-replayed"] == "true"
     assert same_answer(first, again)
     assert first.headers["location"]
-    assert count(Dataset) == (made in ("json", "form"))
+    assert count(Dataset) == (made in ("json", "form", "evaluation"))
+    assert count(Evaluation) == (made == "evaluation")
     assert count(Comparison) == (made == "comparison")
     assert len(list((tmp_path / "store").rglob("uploads/*"))) == (made == "form")
 

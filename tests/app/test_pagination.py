@@ -8,9 +8,9 @@ from fastapi.testclient import TestClient
 
 from core.database import open_transaction
 from core.ids import new_id
-from core.tables import Comparison
+from core.tables import Comparison, Evaluation
 from tests.app.jobs.factories import make_model
-from tests.factories import make_dataset, make_job, make_key
+from tests.factories import evaluation_request, make_dataset, make_job, make_key
 
 
 def new_dataset(owner: str) -> str:
@@ -31,10 +31,19 @@ def new_comparison(owner: str) -> str:
     return made.id
 
 
+def new_evaluation(owner: str) -> str:
+    request = evaluation_request("ds_any")
+    with open_transaction() as tx:
+        made = Evaluation(id=new_id("evaluation"), owner=owner, models=["a"], request=request)
+        tx.session.add(made)
+    return made.id
+
+
 LISTS: dict[str, Callable[[str], str]] = {
     "/v1/datasets": new_dataset,
     "/v1/jobs": new_job,
     "/v1/comparisons": new_comparison,
+    "/v1/evaluations": new_evaluation,
 }
 
 

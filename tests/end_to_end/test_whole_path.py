@@ -91,6 +91,32 @@ def test_three_models_answer_the_same_prompt_side_by_side(stack: RunningStack, j
         assert rate["ci95"][0] <= rate["win_rate"] <= rate["ci95"][1]
 
 
+def test_trained_models_are_evaluated_outside_of_their_job(
+    stack: RunningStack, dataset: str, job: dict[str, Any]
+) -> None:
+    models = [job["models"][name] for name in ("sft", "dpo", "ppo")]
+    unseen = stack.upload(example_rows(100)[80:], "unseen")
+    roles = {"judge": job["models"]["judge"], "reward_model": job["models"]["reward_model"], "sft": models[0]}
+    found = {}
+    for data in (dataset, str(unseen["id"])):
+        body = {"models": models, **roles, "dataset": data, "prompts": 80, "max_new_tokens": 8}
+        answer = stack.client.post("/v1/evaluations", json=body)
+        assert answer.status_code == 202, answer.text
+        done = stack.wait_for(answer.headers["Location"], {"succeeded", "failed", "cancelled"}, 240)
+        assert done["status"] == "succeeded", done["error"]
+        assert done["progress"]["fraction"] == 1
+        report = done["report"]
+        assert [model["model"] for model in report["models"]] == models
+        assert [set(model["kl"]) for model in report["models"]] == [set(), {models[0]}, {models[0]}]
+        assert sum(group["n"] for group in report["by_gap"]) == report["prompts"]
+        found[data] = report["contamination"]
+    for model in found[dataset]["models"]:
+        assert model["data"] == [f"{job['id']}:hold_out.train"]
+        # All but what the job itself held out.
+        assert 0 < model["equal"]["prompts"] < found[dataset]["prompts"]
+    assert stack.client.get(answer.headers["Location"] + "/samples").json()["data"][0]["index"] == 0
+
+
 def test_a_seed_gives_the_same_completion_again(stack: RunningStack, job: dict[str, Any]) -> None:
     body = {
         "model": job["models"]["ppo"],

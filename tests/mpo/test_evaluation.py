@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from math import fsum
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from mpo.answers import answer_prompts, choose_prompts
 from mpo.config import EvaluateStage
+from mpo.diversity import diversity_report
 from mpo.errors import TooFewPrompts, UnusableModel
 from mpo.evaluation import evaluate
 from mpo.generation import never_stop
@@ -91,6 +93,39 @@ def test_the_report_compares_every_two_models_and_says_who_judged(house: Path, t
     steps = [step[:2] for step in reporter.steps]
     assert steps == [(i, steps[0][1]) for i in range(1, steps[0][1] + 1)]
     assert reporter.warnings == []
+
+
+def test_the_judge_s_calibration_and_each_model_s_diversity_are_told(house: Path, tmp_path: Path) -> None:
+    report, _ = run(house, tmp_path, "sft", "ppo", samples=2)
+    calibration = report["judge"]["calibration"]
+    assert sum(part["pairs"] for part in calibration["reliability"]) == 20
+    assert sum(part["pairs"] for part in calibration["accuracy_by_length"]) == 20
+    right = sum(part["pairs"] * part["accuracy"] for part in calibration["reliability"])
+    assert right / 20 == pytest.approx(report["judge"]["accuracy"])
+    for model in report["models"]:
+        texts = [
+            r["text"] for row in sampled(tmp_path) for r in row["responses"] if r["model"] == model["model"]
+        ]
+        assert model["diversity"] == diversity_report(texts)
+    assert report["contamination"] is None
+
+
+def test_prompts_that_a_model_was_trained_on_are_counted_and_warned_of(house: Path, tmp_path: Path) -> None:
+    seen = write_rows(tmp_path / "seen.parquet", [word_pairs(16)[3], word_pairs(40)[39]])
+    assert seen == 2
+    task = evaluate_task(house, tmp_path / "out", ("sft", "ppo"), prompts=16)
+    data = StageInput("job_1:hold_out.train", tmp_path / "seen.parquet")
+    reporter = RecordingReporter()
+    evaluate(replace(task, inputs={**task.inputs, "training_of_1": (data,)}), reporter)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    prompts = [row["prompt"] for row in sampled(tmp_path / "out")]
+    place = prompts.index(word_pairs(16)[3].prompt)
+    sft, ppo = report["contamination"]["models"]
+    assert sft == {"model": "sft", "data": None, "equal": None, "shared_13_grams": None}
+    assert (ppo["data"], ppo["equal"]) == (["job_1:hold_out.train"], {"prompts": 1, "first": [place]})
+    assert [w for w in reporter.warnings if "trained on" in w] == [
+        "1 of the 16 prompts are in what ppo was trained on: its numbers are not of unseen prompts."
+    ]
 
 
 def test_kl_is_told_to_sft_and_to_dpo(house: Path, tmp_path: Path) -> None:

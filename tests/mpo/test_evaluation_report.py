@@ -17,7 +17,7 @@ from mpo.intervals import bootstrap_interval, wilson_interval
 
 def model(name: str, rewards: list[float], tokens: float = 5.0, kl: float = 0.0) -> ModelNumbers:
     count = len(rewards)
-    return ModelNumbers(name, rewards, rewards, [tokens] * count, {"sft": [kl] * count}, 0.5)
+    return ModelNumbers(name, rewards, rewards, [tokens] * count, {"sft": [kl] * count}, 0.5, {})
 
 
 def test_means_of_the_same_values_are_equal_in_any_order() -> None:
@@ -84,5 +84,5 @@ def test_a_model_s_means_have_intervals_over_prompts() -> None:
         "mean": pytest.approx(np.mean(rewards)),
         "ci95": list(bootstrap_interval(rewards, seed=7)),
     }
-    unknown = ModelNumbers("a", rewards, None, rewards, {}, 0.25).to_json(seed=7)
+    unknown = ModelNumbers("a", rewards, None, rewards, {}, 0.25, {}).to_json(seed=7)
     assert (unknown["training_reward"], unknown["kl"], unknown["eos_rate"]) == (None, {}, 0.25)

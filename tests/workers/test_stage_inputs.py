@@ -7,12 +7,12 @@ import pytest
 
 from core import queue
 from core.database import open_transaction
-from core.storage import MANIFEST, storage
+from core.storage import MANIFEST, Storage, storage
 from core.tables import Run
 from core.work_items import ClaimedRun, NewRun
 from workers.child_protocol import Checkpointed, Done
 from workers.executor import Performance
-from workers.stage_inputs import store_checkpoint
+from workers.stage_inputs import fetch, store_checkpoint
 
 pytestmark = pytest.mark.usefixtures("settings_env")
 
@@ -58,6 +58,29 @@ def test_a_step_that_is_handed_over_again_leaves_the_recorded_one_until_it_is_re
         assert storage().holds_folder(recorded(claimed))
         left = storage().names(f"runs/{claimed.id}/{claimed.fence}/checkpoints")
         assert left == [Path(recorded(claimed)).name]
+
+
+def test_what_several_roles_name_is_fetched_once_and_is_one_thing(tmp_path: Path, bucket: str) -> None:
+    """Else a model of another role would have another path, and its KL to itself be measured."""
+    remote = Storage(bucket)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"w")
+    remote.put_folder("runs/run_a/1/out/model", tmp_path / "model")
+    remote.put_folder("runs/run_b/1/out/model", tmp_path / "model")
+    one, other = (
+        {"kind": "artifact", "id": name, "name": name, "location": f"runs/run_{name}/1/out/model"}
+        for name in "ab"
+    )
+    inputs = {"models": [one, other], "sft": [one], "dpo": [other]}
+    with open_transaction() as tx:
+        queue.enqueue(tx, NewRun("evaluate", "gpu", "ann", "eval_x", {}, inputs, job_id="job_x"))
+        run = queue.claim(tx, "gpu", "wrk_test")
+    assert run is not None
+    found = fetch(run, tmp_path / "work", remote).inputs
+    assert found["sft"][0].path == found["models"][0].path
+    assert found["dpo"][0].path == found["models"][1].path != found["models"][0].path
+    assert len(list((tmp_path / "work" / "inputs").rglob("weights"))) == 2
+    assert (found["dpo"][0].path / "weights").read_bytes() == b"w"
 
 
 def test_a_superseded_checkpoint_that_cannot_be_removed_costs_no_run(

@@ -34,11 +34,11 @@ def wait_for(ready: Callable[[], bool], what: str) -> None:
 
 
 @contextmanager
-def worker(log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m workers --slot cpu`, in its own group so that a test's kill reaches the worker alone."""
+def worker(log: Path, slot: str = "cpu") -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m workers`, in its own group so that a test's kill reaches the worker alone."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers", "--slot", "cpu", "--concurrency", "2"],
+            [sys.executable, "-m", "workers", "--slot", slot, "--concurrency", "2"],
             stdout=output,
             stderr=output,
             start_new_session=True,
