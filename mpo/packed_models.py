@@ -9,8 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mpo.adapted_models import AdaptedModel
+from mpo.last_layer import last_layer_at
 from mpo.packed_attention import PACKED
 from mpo.packed_rows import Family, PackedRow
+from mpo.rms_norm import equal_layers, replace_forward, restore_forward
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 COARSE_TOLERANCE = 3e-2
@@ -27,14 +29,16 @@ def reads_packed_rows(model: PreTrainedModel | AdaptedModel) -> bool:
 
 def packed_states(model: PreTrainedModel, row: PackedRow, places: Tensor) -> Tensor:
     """Final hidden states at some places of a row: (places, width)."""
-    states: Tensor = model.base_model(**row.inputs()).last_hidden_state[0, places]
+    with last_layer_at(model, places):
+        states: Tensor = model.base_model(**row.inputs()).last_hidden_state[0, places]
     return states
 
 
 def packed_logits(model: PreTrainedModel, row: PackedRow) -> Tensor:
     """What predicts each token of the responses: (tokens of responses, vocabulary). The head is run on these
     alone."""
-    logits: Tensor = model(**row.inputs(), logits_to_keep=row.before).logits[0]
+    with last_layer_at(model, row.before):
+        logits: Tensor = model(**row.inputs(), logits_to_keep=row.before).logits[0]
     return logits
 
 
@@ -70,6 +74,9 @@ def _why_not(model: PreTrainedModel) -> str | None:
     families = _families(model.config.get_text_config().vocab_size)
     expected = _read_plainly(model, families)
     model.set_attn_implementation(PACKED)
+    norms = equal_layers(model)
+    for layer in norms:
+        replace_forward(layer)
     try:
         found = _read_packed(model, families)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -80,6 +87,8 @@ def _why_not(model: PreTrainedModel) -> str | None:
         reason = None if apart <= tolerance else f"read together, the model's numbers differ by {apart:.1g}"
     if reason is not None:
         model.set_attn_implementation(usual)
+        for layer in norms:
+            restore_forward(layer)
     return reason
 
 
@@ -129,7 +138,11 @@ def _read(model: PreTrainedModel, inputs: dict[str, Any], before: Tensor, weight
     hook = model.get_input_embeddings().register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            states = model.base_model(**inputs).last_hidden_state[0, before]
+            row = inputs.get("packed")
+            if row is None:
+                states = model.base_model(**inputs).last_hidden_state[0, before]
+            else:
+                states = packed_states(model, row, before)
             (gradient,) = torch.autograd.grad((states * weights).sum(), embedded)
     finally:
         hook.remove()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mpo.last_layer import last_layer_at
 from mpo.logprobs import token_logprobs
 from mpo.packed_models import packed_logits, packed_states, reads_packed_rows
 from mpo.packed_rows import Family, PackedRow
@@ -100,7 +101,8 @@ def response_logits_and_states(
     """`response_logits`, and the final hidden states they are read from: (tokens, width), fp32."""
     if reads_packed_rows(model):
         row = batch.packed
-        outputs = model(**row.inputs(), logits_to_keep=row.before, output_hidden_states=True)
+        with last_layer_at(model, row.before):
+            outputs = model(**row.inputs(), logits_to_keep=row.before, output_hidden_states=True)
         logits, states = outputs.logits[0], outputs.hidden_states[-1][0, row.before]
     else:
         outputs = _predictions(model, batch, output_hidden_states=True)

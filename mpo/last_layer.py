@@ -1,0 +1,48 @@
+"""The last layer's feed-forward part, run only where somebody reads what comes of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mpo.adapted_models import AdaptedModel
+
+
+@contextmanager
+def last_layer_at(model: PreTrainedModel | AdaptedModel, places: Tensor) -> Iterator[None]:
+    """Within it, a pass over one row gives final hidden states at these places, and anything elsewhere.
+
+    Nothing after the last layer's attention mixes positions. Of a pair's tokens a reward model reads two, and
+    DPO those before the responses' tokens: the largest matrices of that layer need not see the others. Where
+    a model has no such part by its usual name, all of it runs.
+    """
+    part = _feed_forward(model.base.model if isinstance(model, AdaptedModel) else model)
+    if part is None:
+        yield
+        return
+    kept, tokens = places.unique(), list[int]()
+
+    def narrow(_part: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        tokens.append(inputs[0].shape[1])
+        return (inputs[0][:, kept], *inputs[1:])
+
+    def widen(_part: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output.new_zeros((1, tokens.pop(), output.shape[2])).index_copy(1, kept, output)
+
+    hooks = [part.register_forward_pre_hook(narrow), part.register_forward_hook(widen)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _feed_forward(model: PreTrainedModel) -> nn.Module | None:
+    for name in ("layers", "h"):
+        layers: Any = getattr(model.base_model, name, None)
+        if isinstance(layers, nn.ModuleList) and layers:
+            part = getattr(layers[-1], "mlp", None)
+            return part if isinstance(part, nn.Module) else None
+    return None

@@ -1,0 +1,62 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from mpo.rms_norm import RMSNormFunction, equal_layers, replace_forward, restore_forward
+from tests.mpo.tiny import tiny_llama
+
+
+def norm_of(kind: Any, width: int = 8) -> Any:
+    layer = kind(width)
+    torch.nn.init.normal_(layer.weight, mean=1.0)
+    return layer
+
+
+def test_it_gives_the_layer_s_numbers_and_gradients() -> None:
+    layer = norm_of(LlamaRMSNorm)
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    gradient = torch.randn(2, 5, 8)
+    expected = layer(x)
+    wanted = torch.autograd.grad(expected, [x, layer.weight], gradient)
+    found = RMSNormFunction.apply(x, layer.weight, layer.variance_epsilon)
+    assert_close(found, expected)
+    for ours, theirs in zip(torch.autograd.grad(found, [x, layer.weight], gradient), wanted, strict=True):
+        assert_close(ours, theirs)
+
+
+def test_its_gradients_are_those_of_finite_differences() -> None:
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, weight: RMSNormFunction.apply(x, weight, 1e-3), (x, weight))
+
+
+def test_a_frozen_weight_gets_no_gradient() -> None:
+    weight = torch.ones(4)
+    x = torch.randn(2, 4, requires_grad=True)
+    RMSNormFunction.apply(x, weight, 1e-6).sum().backward()
+    assert x.grad is not None
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize(("kind", "found"), [(LlamaRMSNorm, 1), (GemmaRMSNorm, 0), (torch.nn.LayerNorm, 0)])
+def test_only_layers_that_compute_just_this_are_found(kind: Any, found: int) -> None:
+    assert len(equal_layers(norm_of(kind))) == found
+
+
+def test_a_layer_is_put_back_as_it_was() -> None:
+    model = tiny_llama(20)
+    plain = copy.deepcopy(model)
+    layers = equal_layers(model)
+    assert len(layers) == 2 * model.config.num_hidden_layers + 1
+    for layer in layers:
+        replace_forward(layer)
+    ids = torch.tensor([[1, 2, 3]])
+    assert_close(model(ids).logits, plain(ids).logits, atol=1e-6, rtol=1e-5)
+    for layer in layers:
+        restore_forward(layer)
+    assert torch.equal(model(ids).logits, plain(ids).logits)
