@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,7 +23,7 @@ def last_layer_at(model: PreTrainedModel | AdaptedModel, places: Tensor) -> Iter
     if part is None:
         yield
         return
-    kept, tokens = places.unique(), list[int]()
+    kept, tokens = torch.unique(places), list[int]()
 
     def narrow(_part: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         tokens.append(inputs[0].shape[1])

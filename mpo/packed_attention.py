@@ -39,7 +39,7 @@ def packed_attention(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     sizes = [size for family in packed.blocks for size in family]
     # split, not slices: the gradient of a slice is a tensor of the whole row.
-    queries, keys, values = (tensor.split(sizes, dim=2) for tensor in (query, key, value))
+    queries, keys, values = (torch.split(tensor, sizes, dim=2) for tensor in (query, key, value))
     scale, window = settings.get("scaling"), settings.get("sliding_window")
     found, block = [], 0
     for prompt, family in zip(packed.prompts, packed.blocks, strict=True):

@@ -115,16 +115,16 @@ def _read_plainly(model: PreTrainedModel, families: list[Family]) -> Seen:
     states, gradients = list[Tensor](), list[Tensor]()
     weights = _weights(model, sum(len(response) for family in families for response in family.responses))
     for prompt, responses in families:
-        of_prompt, of_responses = 0.0, list[Tensor]()
+        of_prompt, of_responses = list[Tensor](), list[Tensor]()
         for response in responses:
             before = torch.arange(len(response), device=model.device) + len(prompt) - 1
-            mine, weights = weights.split((len(response), len(weights) - len(response)))
+            mine, weights = torch.split(weights, [len(response), len(weights) - len(response)])
             ids = torch.tensor([[*prompt, *response]], device=model.device)
             seen, gradient = _read(model, {"input_ids": ids, "use_cache": False}, before, mine)
             states.append(seen)
-            of_prompt = of_prompt + gradient[: len(prompt)]
+            of_prompt.append(gradient[: len(prompt)])
             of_responses.append(gradient[len(prompt) :])
-        gradients += [of_prompt, *of_responses]  # type: ignore[list-item]  # a tensor after the first sum
+        gradients += [torch.stack(of_prompt).sum(dim=0), *of_responses]
     return torch.cat(states), torch.cat(gradients)
 
 

@@ -71,16 +71,19 @@ class PackedRow:
             [len(prompt) + len(responses[0]), *(len(response) for response in responses[1:])]
             for prompt, responses in families
         ]
-        on = {"dtype": torch.long, "device": device}
+
+        def on_device(numbers: Sequence[int]) -> Tensor:
+            return torch.tensor(numbers, dtype=torch.long, device=device)
+
         return cls(
-            torch.tensor([ids], **on),
-            torch.tensor([positions], **on),
+            on_device(ids)[None],
+            on_device(positions)[None],
             [len(family.prompt) for family in families],
             blocks,
-            torch.tensor(before, **on),
-            torch.tensor(targets, **on),
-            torch.tensor(owners, **on),
-            torch.tensor(ends, **on),
+            on_device(before),
+            on_device(targets),
+            on_device(owners),
+            on_device(ends),
         )
 
     def inputs(self) -> dict[str, Any]:

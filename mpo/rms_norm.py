@@ -47,7 +47,7 @@ def equal_layers(model: nn.Module) -> list[nn.Module]:
 def replace_forward(layer: nn.Module) -> None:
     """Has one of them compute it so from here on."""
     weight, epsilon = layer.weight, layer.variance_epsilon
-    layer.forward = lambda x: RMSNormFunction.apply(x, weight, epsilon)  # type: ignore[method-assign]
+    layer.forward = lambda x: RMSNormFunction.apply(x, weight, epsilon)
 
 
 def restore_forward(layer: nn.Module) -> None:
