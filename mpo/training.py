@@ -1,8 +1,8 @@
 """The training loop on rows of data: SFT, reward models and DPO are objectives of it."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,10 @@ from mpo.training_config import TrainingConfig
 
 MAX_GRAD_NORM = 1.0
 STATE_FILE = "state.pt"
+MEMORY_IS_SHORT = (
+    "The device's memory did not hold a forward pass: from here on passes are half as large. The result is "
+    "the same but for rounding; shorter max_prompt_tokens and max_response_tokens, or lora, need less."
+)
 NAMED_ROWS = 8
 """Rows that a failure's message names at most; its facts name all."""
 
@@ -63,7 +67,8 @@ class TrainingOutcome:
 class Training:
     """A training between two steps. All that it draws at random is the order of rows, by seed and pass.
 
-    model: in training; what does not require gradients is frozen. first, last: metrics of those steps.
+    model: in training; what does not require gradients is frozen. halved: whether forward passes hold half of
+    what they might, as the memory did not hold more. first, last: metrics of those steps.
     """
 
     model: PreTrainedModel
@@ -71,6 +76,7 @@ class Training:
     config: TrainingConfig
     seed: int
     steps_done: int = 0
+    halved: bool = False
     first: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
 
@@ -112,18 +118,12 @@ def train_step(training: Training, before: int = 0) -> dict[str, float]:
 
     before: steps of the stage before this training, for the error to count from.
     Passes add up exactly: each is divided by the weight of the whole step. Gradients are clipped to norm 1.
-    Raises TrainingDiverged where the loss or the gradient is not finite; then no weight has changed.
+    Where the device's memory does not hold them, passes are halved from here on, once in a training.
+    Raises TrainingDiverged where the loss or the gradient is not finite; then no weight has changed. Raises
+    torch.OutOfMemoryError where half of a pass is too much as well.
     """
-    objective, rows = training.objective, training.next_rows()
-    weight = sum(objective.weight(row) for row in rows) or 1.0  # all weights 0: nothing to learn here
-    rate, loss, sums = training.learning_rate(), 0.0, Counter[str]()
-    training.optimizer.zero_grad(set_to_none=True)
-    for together in objective.passes(training.model, rows):
-        part, metrics = objective.losses(training.model, together)
-        (part / weight).backward()
-        loss += part.item() / weight
-        for name, value in metrics.items():
-            sums[name] += value.item()  # type: ignore[assignment]
+    objective, rows, rate = training.objective, training.next_rows(), training.learning_rate()
+    loss, sums = gradients_within_memory(training, rows)
     grad_norm = torch.nn.utils.clip_grad_norm_(training.trained().values(), MAX_GRAD_NORM).item()
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise diverged(before + training.steps_done + 1, [objective.ids[row] for row in rows], training.last)
@@ -135,6 +135,39 @@ def train_step(training: Training, before: int = 0) -> dict[str, float]:
     training.last = {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm, **means}
     training.first = training.first or training.last
     return training.last
+
+
+def gradients_within_memory(training: Training, rows: Sequence[int]) -> tuple[float, Mapping[str, float]]:
+    """As `accumulate_gradients`; once in a training, after its passes were halved."""
+    if not training.halved:
+        with suppress(torch.OutOfMemoryError):
+            return accumulate_gradients(training, rows)
+        training.halved = True  # only here: the error itself holds on to the memory of the pass
+    return accumulate_gradients(training, rows)
+
+
+def accumulate_gradients(training: Training, rows: Sequence[int]) -> tuple[float, Mapping[str, float]]:
+    """Leaves the gradients of a step in the weights; its loss, and sums of metrics over the rows."""
+    objective = training.objective
+    weight = sum(objective.weight(row) for row in rows) or 1.0  # all weights 0: nothing to learn here
+    loss, sums = 0.0, dict[str, float]()
+    training.optimizer.zero_grad(set_to_none=True)
+    passes: Iterable[Sequence[int]] = objective.passes(training.model, rows)
+    if training.halved:
+        passes = (part for rows in passes for part in halves(rows))
+    for together in passes:
+        part, metrics = objective.losses(training.model, together)
+        (part / weight).backward()
+        loss += part.item() / weight
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+    return loss, sums
+
+
+def halves(rows: Sequence[int]) -> list[Sequence[int]]:
+    """The rows of a pass in two passes; one row cannot be divided."""
+    middle = len(rows) // 2
+    return [rows[:middle], rows[middle:]] if middle else [rows]
 
 
 def diverged(step: int, ids: Sequence[str], last_metrics: Mapping[str, float]) -> TrainingDiverged:
@@ -182,7 +215,10 @@ def run(
     """
     total = training.total_steps if total is None else total
     while training.steps_done < training.total_steps:
+        whole = not training.halved
         metrics = train_step(training, before)
+        if whole and training.halved:
+            reporter.warn(MEMORY_IS_SHORT)
         step = before + training.steps_done
         reporter.progress(step, total, metrics)
         if training.steps_done == training.total_steps:
@@ -203,6 +239,7 @@ def save(training: Training, folder: Path) -> None:
         "parameters": {name: p.detach() for name, p in training.trained().items()},
         "optimizer": training.optimizer.state_dict(),
         "steps_done": training.steps_done,
+        "halved": training.halved,
         "first": training.first,
         "last": training.last,
     }
@@ -216,5 +253,5 @@ def restore(training: Training, folder: Path) -> None:
     for name, parameter in training.trained().items():
         parameter.copy_(state["parameters"][name])
     training.optimizer.load_state_dict(state["optimizer"])
-    training.steps_done = state["steps_done"]
+    training.steps_done, training.halved = state["steps_done"], state.get("halved", False)
     training.first, training.last = state["first"], state["last"]

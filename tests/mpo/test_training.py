@@ -17,7 +17,7 @@ from mpo.policies import load_policy, load_reward_model
 from mpo.reward_model.objective import PairRewards, PairRows
 from mpo.sft.train import ResponseTokens
 from mpo.tokenization import EncodedPair
-from mpo.training import Objective, Training, diverged, restore, run, save, train_step
+from mpo.training import MEMORY_IS_SHORT, Objective, Training, diverged, restore, run, save, train_step
 from mpo.training_config import TrainingConfig
 from tests.mpo.tiny import PAD, RecordingReporter, task_of, write_policy, write_reward_model
 
@@ -290,3 +290,37 @@ def test_run_counts_on_from_the_steps_before_and_keeps_what_the_stage_adds(
     assert outcome.steps == 3
     assert math.isfinite(outcome.last["loss"])
     assert outcome.first == reporter.steps[0][2]
+
+
+@dataclass(frozen=True)
+class Scarce(InParts):
+    """One whose device holds `rows` rows at once, though it is told of more."""
+
+    def passes(self, model: PreTrainedModel, rows: Sequence[int]) -> Iterable[Sequence[int]]:
+        return [rows]
+
+    def losses(self, model: PreTrainedModel, rows: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        if len(rows) > self.rows:
+            raise torch.OutOfMemoryError
+        return self.objective.losses(model, rows)
+
+
+def test_a_pass_that_the_memory_does_not_hold_is_halved_once_and_said(house: Path, tmp_path: Path) -> None:
+    plain, scarce = (training_of(house, "reward_model") for _ in range(2))
+    scarce.objective = Scarce(scarce.objective, plain.config.batch_pairs // 2)
+    reporter = RecordingReporter()
+    task = task_of(plain.config, tmp_path, {})
+    run(plain, task, RecordingReporter())
+    run(scarce, task, reporter)
+    assert reporter.warnings == [MEMORY_IS_SHORT]
+    for name, weight in scarce.trained().items():
+        torch.testing.assert_close(weight, plain.trained()[name], atol=1e-5, rtol=0)
+
+
+def test_what_half_a_pass_cannot_hold_either_ends_the_training_before_a_step(house: Path) -> None:
+    training = training_of(house, "reward_model")
+    training.objective = Scarce(training.objective, 1)
+    before = {name: weight.detach().clone() for name, weight in training.trained().items()}
+    with pytest.raises(torch.OutOfMemoryError):
+        train_step(training)
+    assert all(torch.equal(weight, before[name]) for name, weight in training.trained().items())

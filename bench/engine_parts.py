@@ -1,0 +1,122 @@
+"""What each part of the engine's speed is worth: reward-model steps with one of them turned off, in turn.
+
+python -m bench.engine_parts --pairs FILE --model DIR [--steps 4] [--rounds 3] [--docs PAGE]
+
+DIR: a reward model that `bench/peers/models.py` made (`reward-init`). Every variant makes the same steps on
+the same pairs from the same weights, and must come to the same loss. A row shows the time of the variant over
+that of the whole engine in the same round: median, smallest and largest.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from unittest import mock
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from bench.load_page import Conditions, write_page_section
+from bench.training_data import read_pairs
+from bench.training_side import PairRun
+from mpo.packed_models import pack_where_exact, say_nothing
+from mpo.packed_rows import Family, PackedRow
+from mpo.policies import load_reward_model, to_training_device
+from mpo.rms_norm import restore_forward
+from mpo.training import Training, train_step
+
+HEADING = "## What each part of the engine is worth"
+LOSS_TOLERANCE = 1e-4
+PARTS = {
+    "padded batches, each prompt with either response": "packed rows",
+    "each prompt with either response, in packed rows": "prompts once a pair",
+    "the last layer's feed-forward part at every token": "last layer where it is read",
+    "the model's own root-mean-square norm": "norm in fewer passes",
+    "AdamW weight by weight": "fused AdamW",
+}
+
+
+class Apart:
+    """Packed rows in which every response has its prompt for itself."""
+
+    @staticmethod
+    def of(families: Sequence[Family], device: torch.device) -> PackedRow:
+        """As `PackedRow.of`; the responses keep their order."""
+        return PackedRow.of([Family(prompt, [one]) for prompt, many in families for one in many], device)
+
+
+@contextmanager
+def without(part: str | None, model: PreTrainedModel) -> Iterator[None]:
+    """The engine on a model that was just loaded, but for one part."""
+    with ExitStack() as stack:
+        if part != "packed rows":
+            pack_where_exact(model, say_nothing)
+        if part == "prompts once a pair":
+            stack.enter_context(mock.patch("mpo.reward_model.score.PackedRow", Apart))
+        if part == "last layer where it is read":
+            everywhere = mock.patch("mpo.packed_models.last_layer_at", return_value=nullcontext())
+            stack.enter_context(everywhere)
+        if part == "norm in fewer passes":
+            for layer in model.modules():
+                if "forward" in vars(layer):
+                    restore_forward(layer)
+        yield
+
+
+def run(chosen: argparse.Namespace, part: str | None) -> tuple[float, float]:
+    """Seconds of the steps, and the last one's loss."""
+    model = to_training_device(load_reward_model(chosen.model)).eval()
+    with without(part, model):
+        side = PairRun("rm", model, None, read_pairs(chosen), chosen.steps, chosen.batch, 0)
+        training = Training(model.train(), side.objective(side.data, None), side.config, 0)
+        if part == "fused AdamW":
+            weights, rate = training.trained().values(), side.config.learning_rate
+            training.optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=False)
+        started = time.perf_counter()
+        losses = [train_step(training)["loss"] for _ in range(chosen.steps)]
+        return time.perf_counter() - started, losses[-1]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, print, and write the page's section where one is named."""
+    parser = argparse.ArgumentParser(prog="python -m bench.engine_parts")
+    parser.add_argument("--pairs", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--docs", type=Path)
+    parser.set_defaults(batch=16, held_out=0, max_length=512, parity=None)
+    chosen = parser.parse_args(arguments)
+    transformers.logging.disable_progress_bar()
+    conditions = Conditions.now(["python -m bench.engine_parts", *arguments])
+    run(chosen, None)  # the first steps of a process load what is loaded late
+    ratios: dict[str, list[float]] = {title: [] for title in PARTS}
+    for _ in range(chosen.rounds):
+        whole, expected = run(chosen, None)
+        for title, part in PARTS.items():
+            seconds, loss = run(chosen, part)
+            assert abs(loss - expected) <= LOSS_TOLERANCE, f"{title}: loss {loss}, not {expected}"
+            ratios[title].append(seconds / whole)
+    rows = [
+        [title, part, f"{statistics.median(found):.2f} ({min(found):.2f}, {max(found):.2f})"]
+        for (title, part), found in zip(PARTS.items(), ratios.values(), strict=True)
+    ]
+    for row in rows:
+        print(" | ".join(row))
+    if chosen.docs:
+        said = (
+            f"{conditions.machine()}; {torch.get_num_threads()} threads. {chosen.steps} steps of a reward "
+            f"model, {chosen.batch} pairs each; {chosen.rounds} rounds. All variants come to the same loss "
+            f"to {LOSS_TOLERANCE:g}."
+        )
+        columns = ["turned back", "part that is off", "time over the whole engine's"]
+        write_page_section(chosen.docs, HEADING, conditions.command, said, [columns, *rows])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
