@@ -30,6 +30,11 @@ class BoundedConnection(Connection[Any]):
 
     door: "Door | None" = None
 
+    def __del__(self, *_: object) -> None:
+        """Closed without a word: one that was in use when its pool was let go comes back to nobody."""
+        if hasattr(self, "pgconn"):
+            self.pgconn.finish()
+
     def wait(self, gen: PQGen[RV], interval: float = INTERVAL_SECONDS, timeout: float | None = None) -> RV:
         """The answer; raises OperationalError where none comes."""
         is_idle = self.pgconn.transaction_status == TransactionStatus.IDLE
