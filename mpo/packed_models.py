@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -107,7 +107,8 @@ Seen = tuple[Tensor, Tensor]
 
 def _read_packed(model: PreTrainedModel, families: list[Family]) -> Seen:
     row = PackedRow.of(families, model.device)
-    return _read(model, row.inputs(), row.before, _weights(model, len(row.before)))
+    weights = _weights(model, len(row.before))
+    return _read(model, lambda: packed_states(model, row, row.before), weights)
 
 
 def _read_plainly(model: PreTrainedModel, families: list[Family]) -> Seen:
@@ -120,7 +121,7 @@ def _read_plainly(model: PreTrainedModel, families: list[Family]) -> Seen:
             before = torch.arange(len(response), device=model.device) + len(prompt) - 1
             mine, weights = torch.split(weights, [len(response), len(weights) - len(response)])
             ids = torch.tensor([[*prompt, *response]], device=model.device)
-            seen, gradient = _read(model, {"input_ids": ids, "use_cache": False}, before, mine)
+            seen, gradient = _read(model, partial(_plain_states, model, ids, before), mine)
             states.append(seen)
             of_prompt.append(gradient[: len(prompt)])
             of_responses.append(gradient[len(prompt) :])
@@ -128,7 +129,12 @@ def _read_plainly(model: PreTrainedModel, families: list[Family]) -> Seen:
     return torch.cat(states), torch.cat(gradients)
 
 
-def _read(model: PreTrainedModel, inputs: dict[str, Any], before: Tensor, weights: Tensor) -> Seen:
+def _plain_states(model: PreTrainedModel, ids: Tensor, places: Tensor) -> Tensor:
+    states: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, places]
+    return states
+
+
+def _read(model: PreTrainedModel, states_of: Callable[[], Tensor], weights: Tensor) -> Seen:
     embedded: list[Tensor] = []
 
     def keep(_layer: object, _inputs: object, output: Tensor) -> Tensor:
@@ -138,11 +144,7 @@ def _read(model: PreTrainedModel, inputs: dict[str, Any], before: Tensor, weight
     hook = model.get_input_embeddings().register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            row = inputs.get("packed")
-            if row is None:
-                states = model.base_model(**inputs).last_hidden_state[0, before]
-            else:
-                states = packed_states(model, row, before)
+            states = states_of()
             (gradient,) = torch.autograd.grad((states * weights).sum(), embedded)
     finally:
         hook.remove()

@@ -41,6 +41,11 @@ class EncodedPair:
         """Of the prompt and of both responses."""
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of its longer sequence: of the prompt and the longer response."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
 
 @dataclass
 class EncodingCounts:

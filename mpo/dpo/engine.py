@@ -11,7 +11,6 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from mpo.config import DPOStage
 from mpo.dpo.loss import PairLogprobs
-from mpo.dpo.objective import pair_lengths
 from mpo.dpo.state import DPOTraining, save_pass
 from mpo.reporter import Reporter, StageTask
 from mpo.tokenization import EncodedPair
@@ -81,7 +80,7 @@ def fit_with_trl(training: DPOTraining, task: StageTask, reporter: Reporter) -> 
     with settings_kept(policy):
         return run_trainer(
             dpo_trainer(policy, pairs, training.reference, tokenizer, own),
-            pair_lengths(pairs),
+            [pair.longest for pair in pairs],
             own,
             reporter,
             ids=[pair.id for pair in pairs],

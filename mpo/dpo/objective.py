@@ -17,11 +17,6 @@ from mpo.packed_rows import Family, PackedRow, passes_of, tokens_at_once
 from mpo.tokenization import EncodedPair
 
 
-def pair_lengths(pairs: Sequence[EncodedPair]) -> list[int]:
-    """Tokens of each pair's longer row."""
-    return [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
-
-
 def pair_passes(
     model: PreTrainedModel, rows: Sequence[int], tokens: Sequence[int], lengths: Sequence[int]
 ) -> Iterable[Sequence[int]]:
@@ -52,7 +47,7 @@ class PairObjective:
     @cached_property
     def lengths(self) -> Sequence[int]:
         """Tokens of each pair's longer row."""
-        return pair_lengths(self.pairs)
+        return [pair.longest for pair in self.pairs]
 
     @cached_property
     def tokens(self) -> Sequence[int]:

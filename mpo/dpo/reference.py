@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from mpo.adapters import TRAINED, Opened, read_adapter
 from mpo.dpo.loss import PairLogprobs
-from mpo.dpo.objective import logprobs_of_pairs, pair_lengths, pair_passes
+from mpo.dpo.objective import logprobs_of_pairs, pair_passes
 from mpo.errors import StageInterrupted, UnusableModel
 from mpo.policies import load_policy
 from mpo.reporter import StageTask
@@ -68,7 +68,7 @@ def pair_logprobs(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> PairLogprobs:
     """Log-probabilities of both responses of each pair, in order, on the CPU. Raises StageInterrupted."""
-    tokens, lengths = [pair.tokens for pair in pairs], pair_lengths(pairs)
+    tokens, lengths = [pair.tokens for pair in pairs], [pair.longest for pair in pairs]
     # Longest first, so that what does not fit the memory fails at once.
     order = sorted(range(len(pairs)), key=lambda row: (-lengths[row], row))
     logprobs = PairLogprobs(torch.empty(len(pairs)), torch.empty(len(pairs)))

@@ -49,7 +49,7 @@ class PairRows:
     @cached_property
     def lengths(self) -> Sequence[int]:
         """Tokens of each pair's longer sequence."""
-        return [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in self.encoded]
+        return [pair.longest for pair in self.encoded]
 
     @cached_property
     def tokens(self) -> Sequence[int]:
