@@ -1,7 +1,8 @@
 """Connections to Postgres that give up on a server which does not answer, and a door that then stays shut.
 
 A server that refuses is noticed at once. One that is frozen, or behind a network that swallows packets, would
-hold each thread that asks for as long as TCP hopes: a few requests would stop the service.
+hold each thread that asks for as long as TCP hopes: a few requests would stop the service. The other way round
+the server gives up on a process that is frozen within a transaction: it would hold its locks for as long.
 """
 
 import time
@@ -10,12 +11,15 @@ from typing import Any
 
 from psycopg import Connection, OperationalError
 from psycopg.abc import RV, PQGen
+from psycopg.errors import IdleInTransactionSessionTimeout
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL
 
 CONNECT_TIMEOUT_SECONDS = 3
 STATEMENT_TIMEOUT_MILLISECONDS = 15_000
 LOCK_TIMEOUT_MILLISECONDS = 10_000
+IDLE_IN_TRANSACTION_MILLISECONDS = 10_000
+"""Less than a lease: what a frozen worker held is free when its runs are given to others."""
 IDLE_ANSWER_SECONDS = 3.0
 """The pool's question whether a connection still lives, and BEGIN, take no time where there is a server."""
 READ_SECONDS = 6.0
@@ -43,6 +47,9 @@ class BoundedConnection(Connection[Any]):
         deadline = time.monotonic() + bound
         try:
             return super().wait(gen, interval, bound)
+        except IdleInTransactionSessionTimeout as error:
+            self.close()
+            raise OperationalError(str(error)) from None
         except OperationalError:
             if time.monotonic() < deadline:
                 raise  # the server's own
@@ -83,7 +90,8 @@ class Door:
                 **self._parameters,
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
                 options=f"-c statement_timeout={STATEMENT_TIMEOUT_MILLISECONDS} "
-                f"-c lock_timeout={LOCK_TIMEOUT_MILLISECONDS} -c timezone=utc",
+                f"-c lock_timeout={LOCK_TIMEOUT_MILLISECONDS} -c timezone=utc "
+                f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MILLISECONDS}",
             )
         except OperationalError:
             self.shut()

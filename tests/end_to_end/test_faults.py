@@ -296,6 +296,7 @@ def another_worker(stack: Stack, log: Path) -> Iterator[None]:
     finally:
         worker.terminate()
         worker.wait(60)
+        print(log.read_text())
 
 
 def test_a_worker_that_comes_back_after_its_lease_changes_nothing(service: Service, tmp_path: Path) -> None:
