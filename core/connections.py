@@ -1,8 +1,8 @@
 """Connections to Postgres that give up on a server which does not answer, and a door that then stays shut.
 
 A server that refuses is noticed at once. One that is frozen, or behind a network that swallows packets, would
-hold each thread that asks for as long as TCP hopes: a few requests would stop the service. The other way round
-the server gives up on a process that is frozen within a transaction: it would hold its locks for as long.
+hold each thread that asks for as long as TCP hopes: a few requests would stop the service. The other way
+round, the server gives up on a process that is frozen within a transaction, which would keep its locks.
 """
 
 import time

@@ -3,7 +3,6 @@ import warnings
 
 import pytest
 from sqlalchemy import Connection, text
-from sqlalchemy.orm import Session
 
 from core import connections
 from core.database import AWAY, dispose, engine, open_session, open_transaction
@@ -41,21 +40,19 @@ def takes_the_lock() -> bool:
         return bool(tx.session.scalar(LOCK))
 
 
-def held_and_left(session: Session) -> int:
-    """The server's process of a session that has taken the lock and then does nothing, as one that is frozen."""
-    assert session.scalar(LOCK)
-    return int(session.scalar(text("SELECT pg_backend_pid()")) or 0)
-
-
 @pytest.mark.usefixtures("settings_env")
 def test_what_is_held_by_a_process_that_froze_in_a_transaction_is_free_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "IDLE_IN_TRANSACTION_MILLISECONDS", 400)
-    with pytest.raises(AWAY), open_transaction() as frozen:
-        pid = held_and_left(frozen.session)
-        assert not takes_the_lock()
-        assert any(not left_over(pid) for _ in range(10_000)), "the server waits for it"
-        assert takes_the_lock()
-        frozen.session.execute(text("SELECT 'it goes on, and is told'"))
+    frozen = open_transaction()
+    session = frozen.__enter__().session
+    assert session.scalar(LOCK)
+    pid = int(session.scalar(text("SELECT pg_backend_pid()")) or 0)
+    assert not takes_the_lock()
+    assert any(not left_over(pid) for _ in range(10_000)), "the server waits for it"
+    assert takes_the_lock()
+    with pytest.raises(AWAY) as told:
+        session.execute(text("SELECT 'it goes on'"))
+    assert frozen.__exit__(told.type, told.value, told.tb) is not True
     assert takes_the_lock(), "another connection takes the place of the lost one"
