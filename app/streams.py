@@ -84,7 +84,8 @@ def _shape(view: type[BaseModel]) -> str:
     return hashlib.sha256(json.dumps(view.model_json_schema(), sort_keys=True).encode()).hexdigest()
 
 
-def _etag(subject: Subject, mark: Mark) -> str:
+def etag_of(subject: Subject, mark: Mark) -> str:
+    """The ETag of a subject's answer at this moment."""
     shown = repr((subject.id, _shape(subject.view), mark.changes, sorted(mark.places.items())))
     return _quoted(shown.encode())
 
@@ -143,13 +144,13 @@ class Poll:
         """
         mark = await self._look(subject)
         first = mark.changes
-        if self.wait_seconds and self._knows(_etag(subject, mark)):
+        if self.wait_seconds and self._knows(etag_of(subject, mark)):
 
             async def is_same(now: Mark) -> bool:
                 return until_finished or now.changes == first
 
             mark = await self._while(is_same, subject, mark)
-        etag = _etag(subject, mark)
+        etag = etag_of(subject, mark)
         if status == 200 and _matches(self.if_none_match, etag):
             return self._unchanged(etag, headers)
         bodies: Bodies = self.request.app.state.bodies

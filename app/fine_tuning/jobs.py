@@ -44,7 +44,7 @@ async def create_job(caller: WriteCaller, body: FineTuningCreate, once: OnceDep)
 @router.get("")
 def list_jobs(caller: ReadCaller, session: SessionDep, page: PageDep) -> Page[FineTuningJob]:
     """Jobs, newest first."""
-    found = service.list_jobs(session, caller.owner, page, status=None, method=None, dataset=None, labels=[])
+    found = service.list_jobs(session, caller.owner, page, service.JobFilter())
     return Page(
         data=_views(session, found.data),
         first_id=found.first_id,

@@ -14,6 +14,7 @@ from app.jobs.dry_run import plan_job
 from app.jobs.schemas import CreateJob, DryRunView, EventPage, JobView, MetricList, ResumeJob
 from app.jobs.submissions import Submission, Submissions
 from app.jobs.views import job_view
+from app.listing import answer_page
 from app.pagination import Page, PageDep
 from app.problems import responses
 from app.streams import POLLED, PollDep, Subject
@@ -87,20 +88,20 @@ def _plan(owner: str, spec: CreateJob) -> Response:
     return Response(planned.model_dump_json(), media_type="application/json")
 
 
-@router.get("")
-def list_jobs(
+@router.get("", response_model=Page[JobView])
+async def list_jobs(
+    request: Request,
     caller: ReadCaller,
-    session: SessionDep,
     page: PageDep,
     status: JobState | None = None,
     method: str | None = None,
     dataset: str | None = None,
     label: Label = None,
-) -> Page[JobView]:
+) -> Response:
     """List jobs, newest first."""
-    return service.list_jobs(
-        session, caller.owner, page, status=status, method=method, dataset=dataset, labels=label or []
-    )
+    which = service.JobFilter(status, method, dataset, label or [])
+    ids = partial(service.page_ids, owner=caller.owner, page=page, which=which)
+    return await answer_page(request, "job", caller.owner, JobView, page.limit, ids, service.views_by_id)
 
 
 @router.get("/{job_id}", response_model=JobView, responses=responses(404) | POLLED)

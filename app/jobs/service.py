@@ -1,6 +1,10 @@
 """Reading jobs: one, a page of them, their events and their report."""
 
-from sqlalchemy import select
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from app.jobs.schemas import EventPage, EventView, JobView
@@ -26,31 +30,30 @@ def read_job(session: Session, mark: Mark, *, owner: str, job_id: str) -> JobVie
     return job_view(session, find_job(session, owner, job_id), places=mark.places)
 
 
-def list_jobs(
-    session: Session,
-    owner: str,
-    page: PageQuery,
-    *,
-    status: JobState | None,
-    method: str | None,
-    dataset: str | None,
-    labels: list[str],
-) -> Page[JobView]:
-    """A page of the caller's jobs; every filter that is given must hold. labels: `name:value` each."""
-    statement = select(Job).where(Job.owner == owner, Job.deleted_at.is_(None))
-    if status is not None:
-        statement = statement.where(Job.status == status)
-    if method is not None:
-        statement = statement.where(Job.method_type == method)
-    if dataset is not None:
-        reads_it = JobInput.kind == "dataset", JobInput.name == dataset
-        statement = statement.where(Job.id.in_(select(JobInput.job_id).where(*reads_it)))
-    for label in labels:
-        statement = statement.where(Job.labels.contains(dict([_label(label)])))
-    if (after := place_after(page, "job")) is not None:
-        statement = statement.where(Job.id < after if page.descending else Job.id > after)
-    statement = statement.order_by(Job.id.desc() if page.descending else Job.id.asc())
-    found = list(session.scalars(statement.limit(page.limit + 1)))
+@dataclass(frozen=True)
+class JobFilter:
+    """Which of the caller's jobs; everything that is given must hold. labels: `name:value` each."""
+
+    status: JobState | None = None
+    method: str | None = None
+    dataset: str | None = None
+    labels: Sequence[str] = ()
+
+
+def page_ids(session: Session, owner: str, page: PageQuery, which: JobFilter) -> list[str]:
+    """Ids of the jobs of a page, and of one more where there are more; raises Unprocessable."""
+    return list(session.scalars(_page_of(select(Job.id), owner, page, which)))
+
+
+def views_by_id(session: Session, ids: Sequence[str], places: Mapping[str, int]) -> dict[str, JobView]:
+    """Views of those that there are. places: of queued runs, by their ids."""
+    found = list(session.scalars(select(Job).where(Job.id.in_(ids), Job.deleted_at.is_(None))))
+    return {view.id: view for view in job_views(session, found, places)}
+
+
+def list_jobs(session: Session, owner: str, page: PageQuery, which: JobFilter) -> Page[JobView]:
+    """A page of the caller's jobs."""
+    found = list(session.scalars(_page_of(select(Job), owner, page, which)))
     # The views of a page are made together: as many statements as for one job.
     views = job_views(session, found[: page.limit])
     return Page(
@@ -59,6 +62,22 @@ def list_jobs(
         last_id=views[-1].id if views else None,
         has_more=len(found) > page.limit,
     )
+
+
+def _page_of(statement: Select[Any], owner: str, page: PageQuery, which: JobFilter) -> Select[Any]:
+    statement = statement.where(Job.owner == owner, Job.deleted_at.is_(None))
+    if which.status is not None:
+        statement = statement.where(Job.status == which.status)
+    if which.method is not None:
+        statement = statement.where(Job.method_type == which.method)
+    if which.dataset is not None:
+        reads_it = JobInput.kind == "dataset", JobInput.name == which.dataset
+        statement = statement.where(Job.id.in_(select(JobInput.job_id).where(*reads_it)))
+    for label in which.labels:
+        statement = statement.where(Job.labels.contains(dict([_label(label)])))
+    if (after := place_after(page, "job")) is not None:
+        statement = statement.where(Job.id < after if page.descending else Job.id > after)
+    return statement.order_by(Job.id.desc() if page.descending else Job.id.asc()).limit(page.limit + 1)
 
 
 def check_job(owner: str, job_id: str) -> None:

@@ -31,9 +31,11 @@ def job_view(session: Session, job: Job, places: Mapping[str, int] | None = None
     return _views(session, [job], _stages_of([job], session), None, places)[0]
 
 
-def job_views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
-    """Several jobs, in the given order."""
-    return _views(session, jobs, _stages_of(jobs, session))
+def job_views(
+    session: Session, jobs: Sequence[Job], places: Mapping[str, int] | None = None
+) -> list[JobView]:
+    """Several jobs, in the given order. places: in the queue, of their runs, where they are at hand."""
+    return _views(session, jobs, _stages_of(jobs, session), None, places)
 
 
 def new_job_views(
