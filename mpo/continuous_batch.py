@@ -1,17 +1,16 @@
 """Sequences that are decoded together while others join and leave: none waits for the longest."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from mpo.adapted_models import AdaptedModel
+from mpo.decoding import cache_argument, decoder_of
 from mpo.errors import UnusableModel
 from mpo.prefix_cache import PrefixCache, joined, seeded
 from mpo.rolling_cache import Layers, RollingCache, layers_of
@@ -70,7 +69,8 @@ class ContinuousBatch:
         self._rows: list[_Row] = []
         self._last: list[int] = []
         self._cache = RollingCache()
-        self._cache_argument = _cache_argument(policy)
+        _check_cache(policy)
+        self._cache_argument, self._decode = cache_argument(policy), decoder_of(policy)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -108,21 +108,9 @@ class ContinuousBatch:
     @torch.inference_mode()
     def step(self) -> dict[int, DrawnToken]:
         """The next token of each live sequence, by name. Raises UnusableModel."""
-        device, cache = self._policy.device, self._cache
+        cache = self._cache
         cache.make_room()
-        starts, width = cache.starts, cache.width
-        mask = None
-        if any(starts):
-            columns = torch.arange(width + 1, device=device)
-            mask = (columns >= torch.tensor(starts, device=device)[:, None]).long()
-        logits = self._policy(
-            input_ids=torch.tensor(self._last, device=device)[:, None],
-            attention_mask=mask,
-            position_ids=torch.tensor([width - start for start in starts], device=device)[:, None],
-            use_cache=True,
-            logits_to_keep=1,
-            **{self._cache_argument: cache},
-        ).logits[:, -1]
+        logits = self._decode(torch.tensor(self._last, device=self._policy.device), cache)
         cache.advance()
         tokens = self._choose(self._rows, logits)
         self._last = [token.token_id for token in tokens]
@@ -268,26 +256,20 @@ def _parts(prompts: list[list[int]]) -> list[list[list[int]]]:
     return parts
 
 
-_cache_arguments: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
-"""Of models that have been looked at."""
+_usable: WeakSet[PreTrainedModel] = WeakSet()
+"""Models that have been looked at."""
 
 
-def _cache_argument(policy: PreTrainedModel) -> str:
-    """What a forward calls its cache; raises UnusableModel where it keeps more than keys and values."""
-    if policy not in _cache_arguments:
-        if not _has_plain_cache(policy):
-            raise UnusableModel(
-                "responses cannot be drawn from this model: it keeps more than keys and values of its tokens",
-                model=policy.config.model_type,
-            )
-        _cache_arguments[policy] = _named_cache(policy)
-    return _cache_arguments[policy]
-
-
-def _named_cache(policy: PreTrainedModel) -> str:
-    """transformers 5.24 renamed it, architecture by architecture."""
-    forward = policy.base.model.forward if isinstance(policy, AdaptedModel) else policy.forward
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+def _check_cache(policy: PreTrainedModel) -> None:
+    """Raises UnusableModel where it keeps more than keys and values."""
+    if policy in _usable:
+        return
+    if not _has_plain_cache(policy):
+        raise UnusableModel(
+            "responses cannot be drawn from this model: it keeps more than keys and values of its tokens",
+            model=policy.config.model_type,
+        )
+    _usable.add(policy)
 
 
 def _has_plain_cache(policy: PreTrainedModel) -> bool:
