@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import isfinite
-from typing import Protocol
 
 from core.sampling import (
     DetokenizeReply,
@@ -22,9 +21,10 @@ from mpo.errors import MPOError, UnusableModel
 from mpo.reward_model.score import score_responses
 from mpo.tokenization import encode_prompt
 from workers.sampling.answering import Answering
-from workers.sampling.mailbox import Mail
+from workers.sampling.mailbox import Letter, Mail
 from workers.sampling.model_batch import Asked, ModelBatch
 from workers.sampling.model_cache import Loading, ModelCache, NoRoom
+from workers.sampling.post import Outbox, Post
 from workers.sampling.prompt_logprobs import TokenLogprobs, prompt_logprobs
 from workers.sampling.prompts import check_ids, contents, encode_items
 from workers.sampling.refusals import error_reply
@@ -37,22 +37,6 @@ LOOK_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
 
-class Outbox(Protocol):
-    """Where replies go."""
-
-    def answer(self, mail: Mail, reply: Reply) -> None:
-        """The reply to a request, which is then forgotten."""
-
-    def tell(self, mail: Mail, reply: Reply) -> None:
-        """A part of the reply, before it."""
-
-    def drop(self, mail: Mail) -> None:
-        """No reply: nobody waits for it."""
-
-    def withdrawn(self, mails: Sequence[Mail]) -> list[Mail]:
-        """Those that whoever asked has taken back."""
-
-
 class Engine:
     """For one thread."""
 
@@ -62,23 +46,24 @@ class Engine:
         self._cache, self._outbox, self._clock = cache, outbox, clock
         self._new: deque[tuple[Mail, float]] = deque()
         self._batches: dict[str, ModelBatch] = {}
-        self._unsent: deque[tuple[Mail, Reply]] = deque()
+        self._post = Post(outbox)
         self._alone: deque[Mail] = deque()
         self._next_look = 0.0
 
     @property
     def is_idle(self) -> bool:
         """Whether a turn would do nothing."""
-        return not (self._new or self._batches or self._unsent or self._alone)
+        return not (self._new or self._batches or self._alone) and self._post.is_empty
 
     @property
     def waits(self) -> bool:
         """Whether there is nothing to do but to wait for a model."""
-        return not (self._batches or self._unsent or self._alone)
+        return not (self._batches or self._alone) and self._post.is_empty
 
     def close(self) -> None:
-        """Load nothing more."""
+        """Load nothing more, and send nothing."""
         self._cache.close()
+        self._post.close()
 
     def take(self, mail: Mail) -> None:
         """A request to answer."""
@@ -87,11 +72,9 @@ class Engine:
     def turn(self) -> None:
         """Start what can be started, draw a token of each response, send what is done.
 
-        Raises what the outbox raises; what could not be sent is kept for the next turn.
+        Raises what the outbox raised since; what could not be sent is kept for the next turn.
         """
-        while self._unsent:
-            self._outbox.answer(*self._unsent[0])
-            self._unsent.popleft()
+        self._post.send(wait=False)
         self._let_go_of_what_nobody_awaits()
         for _ in range(len(self._new)):
             mail, since = self._new.popleft()
@@ -101,6 +84,7 @@ class Engine:
             self._start(self._alone.popleft(), 0.0)
         for key, batch in list(self._batches.items()):
             self._advance(key, batch)
+        self._post.send(wait=not (self._batches or self._alone))
 
     def _start(self, mail: Mail, since: float) -> bool:
         """False where its model is not there yet."""
@@ -145,7 +129,7 @@ class Engine:
             self._complete(batch, asked)
         for asked in batch.asked:
             if (parts := asked.answering.parts()) is not None:
-                self._outbox.tell(asked.mail, parts)
+                self._post.add(Letter(asked.mail, parts, is_last=False))
 
     def _complete(self, batch: ModelBatch, asked: Asked) -> None:
         try:
@@ -185,9 +169,7 @@ class Engine:
                 self._outbox.drop(mail)
 
     def _reply(self, mail: Mail, reply: Reply) -> None:
-        self._unsent.append((mail, reply))
-        self._outbox.answer(mail, reply)
-        self._unsent.pop()
+        self._post.add(Letter(mail, reply))
 
     def _answer_now(self, request: ScoreRequest | TokenizeRequest | DetokenizeRequest) -> Reply:
         match request:

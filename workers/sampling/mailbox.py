@@ -41,6 +41,15 @@ class Mail:
     envelope: Envelope
 
 
+@dataclass(frozen=True)
+class Letter:
+    """A reply to a request, or a part of it, which others follow."""
+
+    mail: Mail
+    reply: Reply
+    is_last: bool = True
+
+
 class Mailbox:
     """One sampler's view of the streams, under its name as a consumer."""
 
@@ -91,24 +100,19 @@ class Mailbox:
             for mail in self._open_all(entries):
                 if deliveries[mail.entry_id] >= MAX_DELIVERIES:
                     detail = "This request ended every sampler that took it"
-                    self.answer(mail, ErrorReply(code="sampler_failed", status=500, detail=detail))
+                    self.send([Letter(mail, ErrorReply(code="sampler_failed", status=500, detail=detail))])
                 else:
                     taken.append(mail)
             self._drop(set(deliveries) - {entry_id for entry_id, _ in entries})
         return taken
 
-    def answer(self, mail: Mail, reply: Reply) -> None:
-        """Send a reply and forget its request, both or neither."""
-        envelope = mail.envelope
+    def send(self, letters: Sequence[Letter]) -> None:
+        """Send replies, and forget the requests that are answered whole: all of it or nothing."""
         pipe = self._redis.pipeline(transaction=True)
-        self._send(pipe, envelope, reply)
-        self._forget(pipe, [mail.entry_id])
-        pipe.execute()
-
-    def tell(self, mail: Mail, reply: Reply) -> None:
-        """Send a part of a reply."""
-        pipe = self._redis.pipeline(transaction=True)
-        self._send(pipe, mail.envelope, reply)
+        for letter in letters:
+            self._send(pipe, letter.mail.envelope, letter.reply)
+        if answered := [letter.mail.entry_id for letter in letters if letter.is_last]:
+            self._forget(pipe, answered)
         pipe.execute()
 
     def withdrawn(self, mails: Sequence[Mail]) -> list[Mail]:
