@@ -1,11 +1,13 @@
 """A real Postgres and a real Valkey once a session; a fresh clone of the migrated database a test."""
 
+import functools
 import itertools
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,26 +145,34 @@ def client(settings_env: pytest.MonkeyPatch, admin_key: str) -> Iterator[TestCli
         ensure_admin_key(tx, admin_key)
     headers = {"Authorization": f"Bearer {admin_key}"}
     with TestClient(create_app(), headers=headers, raise_server_exceptions=False) as client:
-        client.event_hooks["response"].append(refuse_undeclared(client))
+        client.event_hooks["response"].append(refuse_undeclared)
         yield client
 
 
-def refuse_undeclared(client: TestClient) -> Callable[[Any], None]:
+def refuse_undeclared(response: Any) -> None:
     """A hook on every answer of every test: a status that the OpenAPI document does not declare fails it."""
-    from app.main import ROUTERS
+    path, method = response.request.url.path, response.request.method
+    found = [r for r in _declared().routes if method in r.methods and r.path_regex.match(path)]
+    if found and response.status_code < 500 and found[0].include_in_schema:
+        operation = _declared().paths[found[0].path.replace(":path}", "}")][method.lower()]
+        where = f"{method} {found[0].path} answers with {response.status_code}, which it does not declare"
+        assert str(response.status_code) in operation["responses"], where
 
-    app: Any = client.app
-    routes: list[Any] = [route for router in ROUTERS for route in router.routes]
 
-    def check(response: Any) -> None:
-        path, method = response.request.url.path, response.request.method
-        found = [r for r in routes if method in r.methods and r.path_regex.match(path)]
-        if found and response.status_code < 500 and found[0].include_in_schema:
-            operation = app.openapi()["paths"][found[0].path.replace(":path}", "}")][method.lower()]
-            where = f"{method} {found[0].path} answers with {response.status_code}, which it does not declare"
-            assert str(response.status_code) in operation["responses"], where
+@dataclass(frozen=True)
+class Declared:
+    """The API's routes, and OpenAPI's text of its paths."""
 
-    return check
+    routes: list[Any]
+    paths: dict[str, Any]
+
+
+@functools.cache
+def _declared() -> Declared:
+    # Once a session: every application has the same document, and it takes seconds to make.
+    from app.main import ROUTERS, app
+
+    return Declared([route for router in ROUTERS for route in router.routes], app.openapi()["paths"])
 
 
 def _forget() -> None:

@@ -9,7 +9,6 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from app.authentication import Caller
 from app.comparisons import service, voting
 from app.comparisons.row_files import HTML_HEADERS, stream_csv, stream_html, stream_json_lines
 from app.comparisons.schemas import ComparisonCreate, ComparisonRowView, ComparisonView, VoteBody
@@ -17,14 +16,17 @@ from app.datasets import uploads
 from app.datasets.making import make_with_content
 from app.datasets.schemas import DatasetCreate, DatasetView
 from app.dependencies import ReadCaller, SessionDep, StorageDep, TransactionDep, WriteCaller
-from app.idempotency import REPLAYED, Made, OnceDep, creates
+from app.idempotency import Made, OnceDep, creates
+from app.ownership import find_owned
 from app.pagination import Page, PageDep, RowPageDep, list_page
 from app.problems import responses
-from app.streams import POLLED, Poll, PollDep, Subject
-from core.database import Transaction, open_session, open_transaction
+from app.single_runs import SingleRuns
+from app.streams import POLLED, PollDep
+from core.database import open_session
 from core.tables import Comparison, Dataset
 
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
+COMPARISONS = SingleRuns("comparison", ComparisonView, service.read_comparison)
 
 CSV, HTML, JSON_LINES = "text/csv", "text/html", "application/x-ndjson"
 ROWS_AS_FILES: dict[int | str, dict[str, Any]] = {
@@ -40,19 +42,9 @@ async def create_comparison(
     caller: WriteCaller, body: ComparisonCreate, poll: PollDep, once: OnceDep
 ) -> Response:
     """Compare models on prompts; with `wait`, answers once it has finished or the time is up."""
-
-    def make(tx: Transaction) -> Made:
-        comparison_id = service.create_comparison(tx, caller.owner, body)
-        made = service.read_comparison(tx.session, caller.owner, comparison_id)
-        return Made(made, 202, f"/v1/comparisons/{comparison_id}")
-
-    answer = await once.answer(caller.owner, make)
-    if not poll.wait_seconds:
-        return answer
-    # A replay waits as the first request did, and tells how far the same comparison is.
-    headers = {name: answer.headers[name] for name in ("Location", REPLAYED) if name in answer.headers}
-    comparison_id = headers["Location"].rpartition("/")[2]
-    return await _polled(poll, caller, comparison_id, status=202, headers=headers, until_finished=True)
+    return await COMPARISONS.create(
+        once, poll, caller.owner, partial(service.create_comparison, owner=caller.owner, body=body)
+    )
 
 
 @router.get("")
@@ -67,7 +59,7 @@ def list_comparisons(caller: ReadCaller, session: SessionDep, page: PageDep) -> 
 @router.get("/{comparison_id}", response_model=ComparisonView, responses=responses(404) | POLLED)
 async def read_comparison(caller: ReadCaller, comparison_id: str, poll: PollDep) -> Response:
     """One comparison, with its first 20 rows and its win rates."""
-    return await _polled(poll, caller, comparison_id)
+    return await COMPARISONS.answer(poll, caller.owner, comparison_id)
 
 
 @router.get(
@@ -92,7 +84,7 @@ def list_rows(
         return StreamingResponse(stream_html(comparison), media_type=HTML, headers=HTML_HEADERS)
     for kind, suffix, stream in ((CSV, "csv", stream_csv), (JSON_LINES, "jsonl", stream_json_lines)):
         if kind in wanted:
-            found = service.find_comparison(session, caller.owner, comparison_id)
+            found = find_owned(session, Comparison, caller.owner, comparison_id)
             headers = {"Content-Disposition": f'attachment; filename="{found.id}.{suffix}"'}
             return StreamingResponse(stream(found.id), media_type=kind, headers=headers)
     return service.list_rows(session, caller.owner, comparison_id, page)
@@ -101,13 +93,7 @@ def list_rows(
 @router.post("/{comparison_id}/cancel", response_model=ComparisonView, responses=responses(404, 409))
 async def cancel_comparison(caller: WriteCaller, comparison_id: str, poll: PollDep) -> Response:
     """End a comparison; the rows that it has stay."""
-
-    def cancel() -> None:
-        with open_transaction() as tx:
-            service.cancel_comparison(tx, caller.owner, comparison_id)
-
-    await run_in_threadpool(cancel)
-    return await _polled(poll, caller, comparison_id)
+    return await COMPARISONS.cancel(poll, caller.owner, comparison_id, service.cancel_comparison)
 
 
 @router.post("/{comparison_id}/votes", responses=responses(404, 422))
@@ -147,10 +133,3 @@ async def make_dataset(
 
 async def _one_chunk(content: bytes) -> AsyncIterator[bytes]:
     yield content
-
-
-async def _polled(poll: Poll, caller: Caller, comparison_id: str, **how: Any) -> Response:
-    subject = Subject("comparison", comparison_id, caller.owner, ComparisonView)
-    return await poll.answer(
-        subject, lambda session, _: service.read_comparison(session, caller.owner, comparison_id), **how
-    )

@@ -3,7 +3,7 @@
 import secrets
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.comparisons.rows import row_views
@@ -16,7 +16,9 @@ from app.comparisons.schemas import (
 )
 from app.datasets.service import DatasetNotReady
 from app.models.lineage import reward_models_behind
+from app.ownership import find_owned
 from app.pagination import Page, PageQuery, page_of
+from app.single_runs import cancel_with_run
 from core import queue
 from core.comparing import MAX_SEED, ComparisonRequest, JudgeScorer, progress_of
 from core.database import Transaction
@@ -24,7 +26,7 @@ from core.errors import Conflict, NotFound, Unprocessable
 from core.ids import new_id
 from core.outside import AddressRefused, check_address
 from core.settings import settings
-from core.states import FINISHED_JOB, DatasetState, JobState
+from core.states import DatasetState, JobState
 from core.tables import Artifact, BaseModelRow, Comparison, ComparisonRow, Dataset, Job
 from core.work_items import NewRun
 from core.work_lookup import locate_model, rows_input
@@ -80,21 +82,9 @@ def create_comparison(tx: Transaction, owner: str, body: ComparisonCreate) -> st
     return comparison.id
 
 
-def find_comparison(session: Session, owner: str, comparison_id: str) -> Comparison:
-    """The caller's comparison; raises NotFound."""
-    comparison = session.scalar(
-        select(Comparison).where(
-            Comparison.id == comparison_id, Comparison.owner == owner, Comparison.deleted_at.is_(None)
-        )
-    )
-    if comparison is None:
-        raise NotFound(f"There is no comparison {comparison_id!r}")
-    return comparison
-
-
 def read_comparison(session: Session, owner: str, comparison_id: str) -> ComparisonView:
     """A comparison as it is now."""
-    return comparison_view(session, find_comparison(session, owner, comparison_id))
+    return comparison_view(session, find_owned(session, Comparison, owner, comparison_id))
 
 
 def comparison_view(session: Session, comparison: Comparison) -> ComparisonView:
@@ -133,7 +123,7 @@ def rows_after(session: Session, comparison_id: str, after: int, limit: int) -> 
 
 def list_rows(session: Session, owner: str, comparison_id: str, page: PageQuery) -> Page[ComparisonRowView]:
     """A page of the rows there are so far; an id is the row's index."""
-    comparison = find_comparison(session, owner, comparison_id)
+    comparison = find_owned(session, Comparison, owner, comparison_id)
     statement = select(ComparisonRow).where(ComparisonRow.comparison_id == comparison.id)
     index = ComparisonRow.index
     if page.after is not None:
@@ -147,15 +137,7 @@ def list_rows(session: Session, owner: str, comparison_id: str, page: PageQuery)
 
 def cancel_comparison(tx: Transaction, owner: str, comparison_id: str) -> None:
     """End a comparison; its rows stay. Raises NotFound, ComparisonFinished; a second time nothing happens."""
-    comparison = find_comparison(tx.session, owner, comparison_id)
-    # The run's row before the comparison's: whoever records rows takes them in this order.
-    ended = comparison.run_id is not None and queue.cancel(tx, comparison.run_id)
-    held = tx.session.get_one(Comparison, comparison.id, with_for_update=True, populate_existing=True)
-    if held.status == JobState.CANCELLED:
-        return
-    if not ended or held.status in FINISHED_JOB:
-        raise ComparisonFinished(comparison=held.id, status=held.status)
-    held.status, held.finished_at = JobState.CANCELLED, func.clock_timestamp()
+    cancel_with_run(tx, Comparison, owner, comparison_id, ComparisonFinished)
 
 
 def _check_judge(judge: JudgeScorer) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.comparisons.rows import row_views, sides_of
 from app.comparisons.schemas import ComparisonRowView, VoteBody
-from app.comparisons.service import find_comparison
+from app.ownership import find_owned
 from core.database import Transaction
 from core.errors import Conflict, NotFound, Unprocessable
 from core.tables import Comparison, ComparisonRow, Vote
@@ -24,7 +24,7 @@ class NothingPreferred(Conflict):
 
 def vote(tx: Transaction, owner: str, comparison_id: str, body: VoteBody) -> ComparisonRowView:
     """Keep a vote, in place of the annotator's earlier one on this row. Raises NotFound, Unprocessable."""
-    comparison = find_comparison(tx.session, owner, comparison_id)
+    comparison = find_owned(tx.session, Comparison, owner, comparison_id)
     if len(comparison.models) != 2 or comparison.request["sampling"]["n"] != 1:
         raise Unprocessable("People vote on comparisons of two models with one response each")
     row = tx.session.get(ComparisonRow, (comparison_id, body.row))
@@ -50,7 +50,7 @@ def voted_pairs(session: Session, owner: str, comparison_id: str) -> tuple[Compa
     A vote for one side is a pair, with its annotator; ties and rows where both are bad prefer nothing. Equal
     responses make no pair.
     """
-    comparison = find_comparison(session, owner, comparison_id)
+    comparison = find_owned(session, Comparison, owner, comparison_id)
     statement = (
         select(Vote, ComparisonRow)
         .join(

@@ -18,6 +18,7 @@ from app.datasets.schemas import DatasetCreate, DatasetRow, DatasetView, ReportV
 from app.dependencies import ReadCaller, SessionDep, StorageDep, WriteCaller
 from app.idempotency import Made, Once, OnceDep, creates, fingerprint_of
 from app.marks import Mark
+from app.ownership import find_owned
 from app.pagination import Page, PageDep, RowPageDep, list_page
 from app.problems import responses
 from app.streams import POLLED, PollDep, Subject
@@ -116,7 +117,7 @@ async def put_content(
 
 def _check_exists(owner: str, dataset_id: str) -> None:
     with open_session() as session:
-        service.get_dataset(session, owner, dataset_id)
+        find_owned(session, Dataset, owner, dataset_id)
 
 
 def _accept(
@@ -147,7 +148,7 @@ async def read_dataset(dataset_id: str, caller: ReadCaller, poll: PollDep) -> Re
     """One dataset. `wait` holds the answer until it changes; a ready or invalid one answers at once."""
 
     def read(session: Session, _: Mark) -> DatasetView:
-        return DatasetView.model_validate(service.get_dataset(session, caller.owner, dataset_id))
+        return DatasetView.model_validate(find_owned(session, Dataset, caller.owner, dataset_id))
 
     return await poll.answer(Subject("dataset", dataset_id, caller.owner, DatasetView), read)
 
@@ -163,7 +164,7 @@ def delete_dataset(dataset_id: str, caller: WriteCaller, storage: StorageDep) ->
 def list_rows(dataset_id: str, caller: ReadCaller, storage: StorageDep, page: RowPageDep) -> Page[DatasetRow]:
     """The canonical rows, in the file's order."""
     with open_session() as session:
-        dataset = service.get_dataset(session, caller.owner, dataset_id)
+        dataset = find_owned(session, Dataset, caller.owner, dataset_id)
     with TemporaryDirectory() as scratch:
         return rows.rows_page(
             _rows_file(dataset, storage, Path(scratch) / "rows.parquet"), dataset.kind, page
@@ -182,8 +183,8 @@ def read_report(
 ) -> ReportView:
     """What validation found, of an invalid dataset too."""
     with open_session() as session:
-        dataset = service.get_dataset(session, caller.owner, dataset_id)
-        other = service.get_dataset(session, caller.owner, against) if against else None
+        dataset = find_owned(session, Dataset, caller.owner, dataset_id)
+        other = find_owned(session, Dataset, caller.owner, against) if against else None
         base = reports.base_of(session, caller.owner, model) if model else None
     if dataset.report is None:
         raise service.not_validated(dataset)

@@ -1,13 +1,13 @@
 """Use cases of datasets."""
 
 from sqlalchemy import select, update
-from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import func
 
 from app.datasets.schemas import DatasetCreate
+from app.ownership import find_owned
 from core import queue
 from core.database import Transaction
-from core.errors import Conflict, NotFound
+from core.errors import Conflict
 from core.ids import new_id
 from core.states import FINISHED_JOB, DatasetState
 from core.stored_files import StoredFile
@@ -54,17 +54,6 @@ def create_dataset(tx: Transaction, owner: str, body: DatasetCreate) -> Dataset:
     return dataset
 
 
-def get_dataset(session: Session, owner: str, dataset_id: str, *, for_update: bool = False) -> Dataset:
-    """The owner's dataset; raises NotFound."""
-    statement = select(Dataset).where(
-        Dataset.id == dataset_id, Dataset.owner == owner, Dataset.deleted_at.is_(None)
-    )
-    dataset = session.scalar(statement.with_for_update() if for_update else statement)
-    if dataset is None:
-        raise NotFound(f"There is no dataset {dataset_id!r}")
-    return dataset
-
-
 def not_validated(dataset: Dataset) -> NotValidated:
     """The error of a dataset that has not the rows or the report which are asked for."""
     waits = dataset.status == DatasetState.VALIDATING
@@ -79,7 +68,7 @@ def accept_content(
 
     Returns the dataset and whether it is new to it; raises HasOtherContent, NotFound.
     """
-    dataset = get_dataset(tx.session, owner, dataset_id, for_update=True)
+    dataset = find_owned(tx.session, Dataset, owner, dataset_id, for_update=True)
     if dataset.sha256 is not None:
         if dataset.sha256 != stored.sha256:
             raise HasOtherContent(dataset=dataset.id)
@@ -119,7 +108,7 @@ def delete_dataset(tx: Transaction, owner: str, dataset_id: str) -> str | None:
     The row is locked in one statement and jobs are looked for in the next, which sees every job that had it
     locked before.
     """
-    dataset = get_dataset(tx.session, owner, dataset_id, for_update=True)
+    dataset = find_owned(tx.session, Dataset, owner, dataset_id, for_update=True)
     reads_it = JobInput.kind == "dataset", JobInput.name == dataset_id
     job_id = tx.session.scalar(
         select(Job.id).join(JobInput).where(*reads_it, Job.status.not_in(FINISHED_JOB)).limit(1)

@@ -1,16 +1,18 @@
 """Use cases of evaluations."""
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.evaluations.planning import SETTINGS, STAGE, plan_evaluation
 from app.evaluations.queries import SINGLE_ROLES
 from app.evaluations.schemas import EvaluationCreate, EvaluationProgress, EvaluationView
+from app.ownership import find_owned
+from app.single_runs import cancel_with_run
 from core import queue
 from core.database import Transaction
-from core.errors import Conflict, NotFound
+from core.errors import Conflict
 from core.ids import new_id
-from core.states import FINISHED_JOB, JobState
+from core.states import JobState
 from core.tables import Artifact, Evaluation
 from core.work_items import NewRun
 from mpo.plan import RANK
@@ -60,21 +62,9 @@ def create_evaluation(tx: Transaction, owner: str, body: EvaluationCreate) -> st
     return evaluation.id
 
 
-def find_evaluation(session: Session, owner: str, evaluation_id: str) -> Evaluation:
-    """The caller's evaluation; raises NotFound."""
-    evaluation = session.scalar(
-        select(Evaluation).where(
-            Evaluation.id == evaluation_id, Evaluation.owner == owner, Evaluation.deleted_at.is_(None)
-        )
-    )
-    if evaluation is None:
-        raise NotFound(f"There is no evaluation {evaluation_id!r}")
-    return evaluation
-
-
 def read_evaluation(session: Session, owner: str, evaluation_id: str) -> EvaluationView:
     """An evaluation as it is now."""
-    return evaluation_view(find_evaluation(session, owner, evaluation_id))
+    return evaluation_view(find_owned(session, Evaluation, owner, evaluation_id))
 
 
 def evaluation_view(evaluation: Evaluation) -> EvaluationView:
@@ -97,20 +87,12 @@ def evaluation_view(evaluation: Evaluation) -> EvaluationView:
 
 def cancel_evaluation(tx: Transaction, owner: str, evaluation_id: str) -> None:
     """End an evaluation. Raises NotFound, EvaluationFinished; a second time nothing happens."""
-    evaluation = find_evaluation(tx.session, owner, evaluation_id)
-    # The run's row before the evaluation's: whoever carries a run's state over takes them in this order.
-    ended = evaluation.run_id is not None and queue.cancel(tx, evaluation.run_id)
-    held = tx.session.get_one(Evaluation, evaluation.id, with_for_update=True, populate_existing=True)
-    if held.status == JobState.CANCELLED:
-        return
-    if not ended or held.status in FINISHED_JOB:
-        raise EvaluationFinished(evaluation=held.id, status=held.status)
-    held.status, held.finished_at = JobState.CANCELLED, func.clock_timestamp()
+    cancel_with_run(tx, Evaluation, owner, evaluation_id, EvaluationFinished)
 
 
 def samples_location(session: Session, owner: str, evaluation_id: str) -> str:
     """Where the samples lie in the store. Raises NotFound, NoSamples."""
-    evaluation = find_evaluation(session, owner, evaluation_id)
+    evaluation = find_owned(session, Evaluation, owner, evaluation_id)
     kept = Artifact.run_id == evaluation.run_id, Artifact.output == "samples", Artifact.deleted_at.is_(None)
     location = session.scalar(select(Artifact.location).where(*kept))
     if evaluation.status != JobState.SUCCEEDED or location is None:

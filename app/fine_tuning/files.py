@@ -16,6 +16,7 @@ from app.datasets.making import delete_with_content, make_with_content
 from app.datasets.schemas import DatasetCreate, Kind
 from app.dependencies import ReadCaller, SessionDep, StorageDep, WriteCaller
 from app.idempotency import Made, OnceDep, creates, fingerprint_of
+from app.ownership import find_owned
 from app.pagination import Page, PageDep, list_page
 from app.problems import responses
 from app.validation import parse_body
@@ -122,7 +123,7 @@ def list_files(
 @router.get("/{file_id}", responses=responses(404))
 def read_file(file_id: str, caller: ReadCaller, session: SessionDep) -> FileView:
     """One file."""
-    return file_view(service.get_dataset(session, caller.owner, file_id))
+    return file_view(find_owned(session, Dataset, caller.owner, file_id))
 
 
 @router.get(
@@ -132,7 +133,7 @@ def read_file(file_id: str, caller: ReadCaller, session: SessionDep) -> FileView
 )
 def read_content(file_id: str, caller: ReadCaller, session: SessionDep, storage: StorageDep) -> Response:
     """The bytes as they were uploaded."""
-    dataset = service.get_dataset(session, caller.owner, file_id)
+    dataset = find_owned(session, Dataset, caller.owner, file_id)
     if dataset.location is None:
         raise service.not_validated(dataset)
     return StreamingResponse(storage.read_chunks(dataset.location), media_type="application/octet-stream")

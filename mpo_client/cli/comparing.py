@@ -12,6 +12,7 @@ from mpo_client.cli.error_lines import Misuse
 from mpo_client.cli.gaps import brief
 from mpo_client.cli.screen import Screen, cell, facts, table
 from mpo_client.cli.session import Session, connected
+from mpo_client.cli.waiting import at_work
 from mpo_client.comparisons import Comparison
 
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens a response may have.")]
@@ -68,7 +69,8 @@ def compare(
         seed=seed,
         n=n,
     )
-    found = _finished(session, begun)
+    with at_work(screen, begun.id):
+        found = client.comparisons.wait(begun.id, deadline_seconds=math.inf)
     if save is not None:
         _save(session, found.id, save)
     if screen.as_json:
@@ -105,16 +107,6 @@ def read_prompts(file: Path) -> list[str]:
             raise Misuse(f"{file}, line {number}: `prompt` should be a text")
         found.append(value)
     return found
-
-
-def _finished(session: Session, begun: Comparison) -> Comparison:
-    screen = session.screen
-    try:
-        with screen.notes.status(f"{begun.id} is at work"):
-            return session.client.comparisons.wait(begun.id, deadline_seconds=math.inf)
-    except KeyboardInterrupt:
-        screen.note(f"\n{begun.id} goes on without you")
-        raise typer.Exit(exit_codes.INTERRUPTED) from None
 
 
 def _tell(screen: Screen, found: Comparison, shown: int) -> None:

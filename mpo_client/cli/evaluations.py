@@ -9,6 +9,7 @@ import typer
 from mpo_client.cli import exit_codes
 from mpo_client.cli.screen import Screen, facts, moment, table
 from mpo_client.cli.session import Session, connected
+from mpo_client.cli.waiting import at_work
 from mpo_client.evaluations import (
     EvaluatedModel,
     Evaluation,
@@ -65,7 +66,8 @@ def create(
     )
     if not wait:
         return _begun(session.screen, made)
-    found = _finished(session, made)
+    with at_work(session.screen, made.id):
+        found = session.client.evaluations.wait(made.id, deadline_seconds=math.inf)
     _tell(session.screen, found)
     if found.status != "succeeded":
         raise typer.Exit(exit_codes.UNSUCCESSFUL)
@@ -120,16 +122,6 @@ def _begun(screen: Screen, made: Evaluation) -> None:
         return screen.document(made)
     screen.show(made.id)
     return screen.note(f"mpo evaluations show {made.id}")
-
-
-def _finished(session: Session, begun: Evaluation) -> Evaluation:
-    screen = session.screen
-    try:
-        with screen.notes.status(f"{begun.id} is at work"):
-            return session.client.evaluations.wait(begun.id, deadline_seconds=math.inf)
-    except KeyboardInterrupt:
-        screen.note(f"\n{begun.id} goes on without you")
-        raise typer.Exit(exit_codes.INTERRUPTED) from None
 
 
 def _tell(screen: Screen, found: Evaluation) -> None:

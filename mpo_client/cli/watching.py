@@ -13,6 +13,7 @@ from mpo_client.cli.job_board import board, status_line
 from mpo_client.cli.jobs import JobId
 from mpo_client.cli.screen import Screen, duration
 from mpo_client.cli.session import Session, connected
+from mpo_client.cli.waiting import leaves_running
 from mpo_client.jobs import Job
 
 _FRAMES_A_SECOND = 4
@@ -36,12 +37,8 @@ def watch(session: Session, job: JobId) -> None:
 def watch_job(session: Session, job_id: str) -> None:
     """Raises typer.Exit where the job has not succeeded."""
     client, screen = session.client, session.screen
-    try:
-        with shown(screen) as show:
-            job = client.jobs.wait(job_id, deadline_seconds=math.inf, on_change=show)
-    except KeyboardInterrupt:
-        screen.note(f"\n{job_id} goes on without you; cancel it with: mpo jobs cancel {job_id}")
-        raise typer.Exit(exit_codes.INTERRUPTED) from None
+    with leaves_running(screen, job_id, f"; cancel it with: mpo jobs cancel {job_id}"), shown(screen) as show:
+        job = client.jobs.wait(job_id, deadline_seconds=math.inf, on_change=show)
     if screen.as_json:
         screen.document(job)
     else:
