@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from mpo.decoding import cache_argument, decoder_of
+from mpo.cache_arguments import cache_argument
+from mpo.decoding import decoder_of
 from mpo.errors import UnusableModel
 from mpo.prefix_cache import PrefixCache, joined, seeded
 from mpo.rolling_cache import Layers, RollingCache, layers_of
@@ -69,7 +69,6 @@ class ContinuousBatch:
         self._rows: list[_Row] = []
         self._last: list[int] = []
         self._cache = RollingCache()
-        _check_cache(policy)
         self._cache_argument, self._decode = cache_argument(policy), decoder_of(policy)
 
     def __len__(self) -> int:
@@ -254,25 +253,3 @@ def _parts(prompts: list[list[int]]) -> list[list[list[int]]]:
         else:
             parts.append([prompt])
     return parts
-
-
-_usable: WeakSet[PreTrainedModel] = WeakSet()
-"""Models that have been looked at."""
-
-
-def _check_cache(policy: PreTrainedModel) -> None:
-    """Raises UnusableModel where it keeps more than keys and values."""
-    if policy in _usable:
-        return
-    if not _has_plain_cache(policy):
-        raise UnusableModel(
-            "responses cannot be drawn from this model: it keeps more than keys and values of its tokens",
-            model=policy.config.model_type,
-        )
-    _usable.add(policy)
-
-
-def _has_plain_cache(policy: PreTrainedModel) -> bool:
-    """Whether keys and values are all that the model remembers of its tokens."""
-    layers = DynamicCache(config=policy.config).layers
-    return all(type(layer).__name__ in ("DynamicLayer", "DynamicSlidingWindowLayer") for layer in layers)

@@ -5,7 +5,6 @@ made for many queries. Where a model is made as most are (RMS norms, rotary posi
 its modules are called one after another. Which models are is seen by trying; of others the forward is called.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from mpo.adapted_models import AdaptedModel
+from mpo.cache_arguments import cache_argument
 from mpo.rolling_cache import RollingCache, layers_of
+from mpo.rounding import share_apart, tolerance_of
 
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-COARSE_TOLERANCE = 3e-2
-"""What a logit may differ by, as a share of the largest: sums in another order."""
 PROBE_TOKENS = (5, 2)
 """Of the prompts by which a model is tried: unequal, so that one row has columns that are not its own."""
 
@@ -42,16 +40,16 @@ def decoder_of(policy: PreTrainedModel | AdaptedModel) -> Decode:
     return _decoder_of(policy)
 
 
-_decoders: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-"""Of models that have been tried, whether their layers may be called by themselves."""
+_tried: "WeakKeyDictionary[PreTrainedModel, _Layers | None]" = WeakKeyDictionary()
+"""The layers of models that have been tried; None where the forward has to be called. Parts of a model do not
+keep it, as `_ByForward` would."""
 
 
 def _decoder_of(model: PreTrainedModel) -> Decode:
-    if model not in _decoders:
+    if model not in _tried:
         layers = _Layers.of(model)
-        _decoders[model] = layers is not None and _decodes_alike(model, layers)
-    layers = _Layers.of(model) if _decoders[model] else None
-    return _ByForward(model) if layers is None else layers
+        _tried[model] = layers if layers is not None and _decodes_alike(model, layers) else None
+    return _tried[model] or _ByForward(model)
 
 
 class _ByForward:
@@ -61,13 +59,10 @@ class _ByForward:
         self._model, self._cache_argument = model, cache_argument(model)
 
     def __call__(self, last: Tensor, cache: RollingCache) -> Tensor:
-        starts = torch.tensor(cache.starts, device=last.device)[:, None]
-        mask = None
-        if any(cache.starts):
-            mask = (torch.arange(cache.width + 1, device=last.device) >= starts).long()
+        starts, others = _columns(cache, last.device)
         logits: Tensor = self._model(
             input_ids=last[:, None],
-            attention_mask=mask,
+            attention_mask=None if others is None else (~others).long(),
             position_ids=cache.width - starts,
             use_cache=True,
             logits_to_keep=1,
@@ -106,12 +101,14 @@ class _Layers:
         return cls(backbone, head, layers) if len(layers) == len(found) else None
 
     def __call__(self, last: Tensor, cache: RollingCache) -> Tensor:
-        starts = torch.tensor(cache.starts, device=last.device)[:, None]
+        starts, others = _columns(cache, last.device)
         states = self._embed(last)
         cosines, sines = self._rotary(states[:, None], position_ids=cache.width - starts)
         half = cosines.shape[-1] // 2
         sines = torch.cat((-sines[..., :half], sines[..., half:]), dim=-1)
-        bias = _bias(cache, starts, states.dtype)
+        bias = None
+        if others is not None:
+            bias = torch.zeros_like(others, dtype=states.dtype).masked_fill_(others, -torch.inf)[:, None]
         for layer, kept in zip(self._layers, cache.layers, strict=True):
             states = states + _attend(
                 layer.attention, _norm(layer.before_attention, states), cosines, sines, kept, bias
@@ -138,14 +135,12 @@ def _norm(norm: Any, states: Tensor) -> Tensor:
     return nn.functional.rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
 
 
-def _bias(cache: RollingCache, starts: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """What keeps a row from what is not its own: (rows, 1, columns and the one that is written)."""
-    if not any(cache.starts):
-        return None
-    others = torch.arange(cache.width + 1, device=starts.device) < starts
-    return torch.zeros(others.shape, dtype=dtype, device=starts.device).masked_fill_(others, -torch.inf)[
-        :, None
-    ]
+def _columns(cache: RollingCache, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Where each row begins, (rows, 1), and which columns are not its own, (rows, columns and the one that is
+    written); None where all are."""
+    begins = cache.starts
+    starts = torch.tensor(begins, device=device)[:, None]
+    return starts, torch.arange(cache.width + 1, device=device) < starts if any(begins) else None
 
 
 def _attend(
@@ -186,8 +181,7 @@ def _decodes_alike(model: PreTrainedModel, layers: _Layers) -> bool:
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return False
     expected = _ByForward(model)(tokens[:, -1], _read(model, tokens[:, :-1]))
-    apart = (found - expected).abs().max() / expected.abs().max()
-    return bool(apart <= TOLERANCE.get(model.dtype, COARSE_TOLERANCE))
+    return share_apart(found, expected) <= tolerance_of(model.dtype)
 
 
 def _read(model: PreTrainedModel, tokens: Tensor) -> RollingCache:
@@ -199,9 +193,3 @@ def _read(model: PreTrainedModel, tokens: Tensor) -> RollingCache:
         cache.add(layers_of(plain), [length])
     cache.make_room()
     return cache
-
-
-def cache_argument(policy: PreTrainedModel | AdaptedModel) -> str:
-    """What a forward calls its cache: transformers 5.24 renamed it, architecture by architecture."""
-    model = policy.base.model if isinstance(policy, AdaptedModel) else policy
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -13,10 +13,7 @@ from mpo.last_layer import last_layer_at
 from mpo.packed_attention import PACKED
 from mpo.packed_rows import Family, PackedRow
 from mpo.rms_norm import equal_layers, replace_forward, restore_forward
-
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-COARSE_TOLERANCE = 3e-2
-"""What a hidden state or a gradient may differ by, as a share of the largest: sums in another order."""
+from mpo.rounding import share_apart, tolerance_of
 
 PROBES = [(5, (4, 1)), (3, (2, 6, 3)), (1, (5,))]
 """Tokens of prompts and of their responses: of unequal lengths, some of a single token."""
@@ -82,9 +79,12 @@ def _why_not(model: PreTrainedModel) -> str | None:
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason: str | None = f"the model does not read them together ({error})"
     else:
-        tolerance = TOLERANCE.get(model.dtype, COARSE_TOLERANCE)
-        apart = max(_apart(a, b) for a, b in zip(found, expected, strict=True))
-        reason = None if apart <= tolerance else f"read together, the model's numbers differ by {apart:.1g}"
+        apart = max(share_apart(a, b) for a, b in zip(found, expected, strict=True))
+        reason = (
+            None
+            if apart <= tolerance_of(model.dtype)
+            else f"read together, the model's numbers differ by {apart:.1g}"
+        )
     if reason is not None:
         model.set_attn_implementation(usual)
         for layer in norms:
@@ -155,8 +155,3 @@ def _weights(model: PreTrainedModel, tokens: int) -> Tensor:
     width = model.config.get_text_config().hidden_size
     drawn = torch.randn((tokens, width), generator=torch.Generator().manual_seed(1))
     return drawn.to(model.device, model.dtype)
-
-
-def _apart(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the largest number."""
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -1,5 +1,7 @@
 """One token a row by a model's layers: which models are read so, and that it changes no number."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from transformers.models.qwen3 import Qwen3Config
 from mpo import decoding
 from mpo.adapted_models import AdaptedModel, adapted_policy
 from mpo.adapters import AdaptedBase
-from mpo.decoding import cache_argument, decoder_of
+from mpo.cache_arguments import cache_argument
+from mpo.decoding import decoder_of
 from mpo.policies import load_policy
 from mpo.rolling_cache import RollingCache, layers_of
 from mpo.training_config import LoRAConfig
@@ -116,3 +119,13 @@ def test_an_adapter_is_read_over_its_base(tmp_path: Path) -> None:
     policies = [AdaptedModel(base, name) for name in ("one", "two", None)]
     for policy in policies:
         apart(policy)
+
+
+@pytest.mark.parametrize("config", [BY_LAYERS["llama"], BY_FORWARD["gpt2"]], ids=["by layers", "by forward"])
+def test_a_model_that_nobody_holds_is_let_go(config: Any) -> None:
+    model = model_of(config)
+    decoder_of(model)
+    held = weakref.ref(model)
+    del model
+    gc.collect()
+    assert held() is None
