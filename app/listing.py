@@ -72,9 +72,7 @@ def _marks(session: Session, noun: MarkedNoun, ids: Sequence[str], *, places: bo
 
 def _page(bodies: Mapping[str, bytes], *, has_more: bool) -> bytes:
     """`Page` around what is JSON already."""
-    ids = list(bodies)
-    around = (
-        Page[Any](data=[], first_id=ids[0], last_id=ids[-1], has_more=has_more) if ids else Page[Any](data=[])
-    )
+    ids: list[str | None] = [*bodies] or [None]
+    around = Page[Any](data=[], first_id=ids[0], last_id=ids[-1], has_more=has_more)
     before, after = around.model_dump_json().encode().split(b'"data":[]', 1)
     return before + b'"data":[' + b",".join(bodies.values()) + b"]" + after
