@@ -12,7 +12,7 @@ from workers.sampling.post import Post
 PATIENCE_SECONDS = 30.0
 
 
-class Redis:
+class Gate:
     """Where letters go; refuses as often as it is told to, and holds a thread until it may go on."""
 
     def __init__(self, refusals: int = 0) -> None:
@@ -41,26 +41,26 @@ def letter(number: int) -> Letter:
 
 
 def test_whoever_adds_does_not_wait_for_what_is_being_sent() -> None:
-    redis, letters = Redis(), [letter(number) for number in range(3)]
-    post = Post(redis)
+    gate, letters = Gate(), [letter(number) for number in range(3)]
+    post = Post(gate)
     for each in letters:
         post.add(each)
         post.send(wait=False)
-    assert not redis.sent
-    redis.may_go_on.set()
+    assert not gate.sent
+    gate.may_go_on.set()
     post.send(wait=True)
-    assert redis.sent == letters
+    assert gate.sent == letters
     assert post.is_empty
 
 
 def test_what_could_not_be_sent_is_kept_and_keeps_its_place() -> None:
-    redis, letters = Redis(refusals=1), [letter(0), letter(1)]
-    redis.may_go_on.set()
-    post = Post(redis)
+    gate, letters = Gate(refusals=1), [letter(0), letter(1)]
+    gate.may_go_on.set()
+    post = Post(gate)
     post.add(letters[0])
     with pytest.raises(ConnectionError):
         post.send(wait=True)
     assert not post.is_empty
     post.add(letters[1])
     post.send(wait=True)
-    assert redis.sent == letters
+    assert gate.sent == letters
