@@ -33,11 +33,22 @@ class Wire(BaseModel):
 
 
 class ModelFiles(Wire):
-    """A model by the name that people use and by where its files are; sha256 is what a cache goes by."""
+    """A model by the name that people use and by where its files are; sha256 is what a cache goes by.
+
+    base: of a model that was trained as an adapter, what it was trained over.
+    """
 
     name: str
     location: str
     sha256: str
+    base: "ModelFiles | None" = None
+
+    @classmethod
+    def of(cls, located: dict[str, Any], base: dict[str, Any] | None) -> "ModelFiles":
+        """From where a model is, and its base, as runs' inputs tell it: with `name`, `location`, `sha256`."""
+        name, location, sha256 = located["name"], located["location"], located["sha256"]
+        of_base = None if base is None else cls.of(base, None)
+        return cls(name=name, location=location, sha256=sha256, base=of_base)
 
 
 def _whole_characters(text: str) -> str:

@@ -109,6 +109,18 @@ def locate_model(tx: Transaction, owner: str, name: str) -> dict[str, Any]:
     return artifact_input(name, artifact)
 
 
+def locate_base(tx: Transaction, located: dict[str, Any]) -> dict[str, Any] | None:
+    """What a model that `locate_model` found was trained over as an adapter, as that tells it; else None.
+
+    It may have been deleted since: the model's own files are whole.
+    """
+    if located["kind"] != "artifact":
+        return None
+    made_by = select(Run.inputs["base"]).join(Artifact, Artifact.run_id == Run.id)
+    sources = tx.session.scalar(made_by.where(Artifact.id == located["id"]))
+    return dict(sources[0]) if sources else None
+
+
 def artifact_input(name: str, artifact: Artifact) -> dict[str, Any]:
     """A run's input that another run has made, under the name that people know it by."""
     return _input("artifact", artifact.id, name, artifact.location, artifact.sha256)

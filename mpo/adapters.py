@@ -131,6 +131,8 @@ class AdaptedBase:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # peft asks transformers for something by its old name.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            # It sees by itself which layers keep their weights the other way round, and warns of that.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
             torch.manual_seed(seed)
             if self.peft is None:
                 self.peft = get_peft_model(self.model, config, adapter_name=name)

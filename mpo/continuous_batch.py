@@ -1,6 +1,7 @@
 """Sequences that are decoded together while others join and leave: none waits for the longest."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from mpo.adapter_mixture import AdapterMixture
 from mpo.cache_arguments import cache_argument
 from mpo.decoding import decoder_of
 from mpo.errors import UnusableModel
@@ -33,6 +35,20 @@ class Draws:
 
 
 @dataclass(frozen=True)
+class Voice:
+    """Whose tokens a sequence draws: an adapter of the batch's mixture, or None for the policy as it is.
+
+    prefixes: beginnings of prompts that need not be read again; good for these weights alone.
+    """
+
+    adapter: str | None = None
+    prefixes: PrefixCache | None = None
+
+
+PLAIN = Voice()
+
+
+@dataclass(frozen=True)
 class DrawnToken:
     """A token, its logprob under the model itself (temperature 1, whole vocabulary), in nats.
 
@@ -45,10 +61,10 @@ class DrawnToken:
 
 
 class _Row:
-    """A live sequence: its name, how it draws, and where its draws are."""
+    """A live sequence: its name, how it draws, whose it is, and where its draws are."""
 
-    def __init__(self, name: int, draws: Draws) -> None:
-        self.name, self.draws = name, draws
+    def __init__(self, name: int, draws: Draws, adapter: str | None) -> None:
+        self.name, self.draws, self.adapter = name, draws, adapter
         # On the host, so that neither the batch nor the device can change them.
         self._uniforms = np.random.default_rng(draws.seed)
 
@@ -61,11 +77,12 @@ class _Row:
 
 
 class ContinuousBatch:
-    """Live sequences of one policy. Callers name them by numbers of their own, each different."""
+    """Live sequences of one policy, or of one base and its adapters. Callers name them by numbers of their
+    own, each different."""
 
-    def __init__(self, policy: PreTrainedModel, pad_id: int, prefixes: PrefixCache | None = None) -> None:
-        """prefixes: beginnings of prompts that need not be read again; good for the policy's weights only."""
-        self._policy, self._pad_id, self._prefixes = policy, pad_id, prefixes
+    def __init__(self, policy: PreTrainedModel, pad_id: int, mixture: AdapterMixture | None = None) -> None:
+        """mixture: of this policy; where it is given, sequences may be of its adapters."""
+        self._policy, self._pad_id, self._mixture = policy, pad_id, mixture
         self._rows: list[_Row] = []
         self._last: list[int] = []
         self._cache = RollingCache()
@@ -80,23 +97,27 @@ class ContinuousBatch:
         return [row.name for row in self._rows]
 
     @torch.inference_mode()
-    def add(self, prompts: Sequence[tuple[int, list[int], Draws]]) -> dict[int, DrawnToken]:
+    def add(
+        self, prompts: Sequence[tuple[int, list[int], Draws]], voice: Voice = PLAIN
+    ) -> dict[int, DrawnToken]:
         """Sequences to join, by name, prompt (not empty) and draws; returns the first tokens.
 
         Equal prompts are read once. One of which a prefix cache knows all but the last token is not read at
         all: the next step gives its first token. Raises UnusableModel where the logits are not finite: none
         that was read has joined.
         """
-        prompts = [p for p in prompts if self._prefixes is None or not self._join_known(*p)]
+        prompts = [p for p in prompts if not self._join_known(*p, voice)]
         if not prompts:
             return {}
         distinct = list({tuple(token_ids): token_ids for _, token_ids, _ in prompts}.values())
         logits: dict[tuple[int, ...], Tensor] = {}
         layers: dict[tuple[int, ...], Layers] = {}
         for part in _parts(distinct):
-            for token_ids, (row, of_row) in zip(part, self._read(part), strict=True):
+            with self._running([voice.adapter]):
+                read = self._read(part, voice.prefixes)
+            for token_ids, (row, of_row) in zip(part, read, strict=True):
                 logits[tuple(token_ids)], layers[tuple(token_ids)] = row, of_row
-        rows = [_Row(name, draws) for name, _, draws in prompts]
+        rows = [_Row(name, draws, voice.adapter) for name, _, draws in prompts]
         keys = [tuple(token_ids) for _, token_ids, _ in prompts]
         tokens = self._choose(rows, torch.stack([logits[key] for key in keys]))
         self._cache.add(joined([layers[key] for key in keys]), [len(key) for key in keys])
@@ -109,7 +130,8 @@ class ContinuousBatch:
         """The next token of each live sequence, by name. Raises UnusableModel."""
         cache = self._cache
         cache.make_room()
-        logits = self._decode(torch.tensor(self._last, device=self._policy.device), cache)
+        with self._running([row.adapter for row in self._rows]):
+            logits = self._decode(torch.tensor(self._last, device=self._policy.device), cache)
         cache.advance()
         tokens = self._choose(self._rows, logits)
         self._last = [token.token_id for token in tokens]
@@ -128,28 +150,31 @@ class ContinuousBatch:
         if not self._rows:
             self._cache = RollingCache()
 
-    def _join_known(self, name: int, token_ids: list[int], draws: Draws) -> bool:
+    def _running(self, adapters: Sequence[str | None]) -> AbstractContextManager[None]:
+        """Within, the policy's rows run with these adapters; one is every row's."""
+        return nullcontext() if self._mixture is None else self._mixture.rows(adapters)
+
+    def _join_known(self, name: int, token_ids: list[int], draws: Draws, voice: Voice) -> bool:
         """Join a sequence whose prompt has been read before; False where it has not."""
-        assert self._prefixes is not None
-        layers = self._prefixes.all_but_last(token_ids)
+        layers = None if voice.prefixes is None else voice.prefixes.all_but_last(token_ids)
         if layers is None:
             return False
         self._cache.add(layers, [len(token_ids) - 1])
-        self._rows.append(_Row(name, draws))
+        self._rows.append(_Row(name, draws, voice.adapter))
         self._last.append(token_ids[-1])
         return True
 
-    def _read(self, prompts: list[list[int]]) -> list[tuple[Tensor, Layers]]:
+    def _read(self, prompts: list[list[int]], prefixes: PrefixCache | None) -> list[tuple[Tensor, Layers]]:
         """Logits after each prompt, and its keys and values."""
-        known = {} if self._prefixes is None else {tuple(p): self._prefixes.longest(p) for p in prompts}
+        known = {} if prefixes is None else {tuple(p): prefixes.longest(p) for p in prompts}
         whole = [p for p in prompts if known.get(tuple(p)) is None]
         found = dict(zip(map(tuple, whole), self._read_whole(whole), strict=True)) if whole else {}
         for prompt in prompts:
             if (prefix := known.get(tuple(prompt))) is not None:
                 found[tuple(prompt)] = self._read_on(prompt, prefix)
-        if self._prefixes is not None:
+        if prefixes is not None:
             for prompt in prompts:
-                self._prefixes.keep(prompt, found[tuple(prompt)][1])
+                prefixes.keep(prompt, found[tuple(prompt)][1])
         return [found[tuple(prompt)] for prompt in prompts]
 
     def _read_whole(self, prompts: list[list[int]]) -> list[tuple[Tensor, Layers]]:

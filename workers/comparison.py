@@ -246,7 +246,7 @@ def _prompts(config: ComparisonRequest, inputs: Inputs) -> list[Content]:
 
 
 def _files(source: dict[str, Any]) -> ModelFiles:
-    return ModelFiles(name=source["name"], location=source["location"], sha256=source["sha256"])
+    return ModelFiles.of(source, source.get("base"))
 
 
 def _text_or_turns(prompt: Prompt) -> str | list[Message]:

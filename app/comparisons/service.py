@@ -29,7 +29,7 @@ from core.settings import settings
 from core.states import DatasetState, JobState
 from core.tables import Artifact, BaseModelRow, Comparison, ComparisonRow, Dataset, Job
 from core.work_items import NewRun
-from core.work_lookup import locate_model, rows_input
+from core.work_lookup import locate_base, locate_model, rows_input
 
 DEFAULT_LIMIT = 100
 
@@ -169,7 +169,8 @@ def _located(tx: Transaction, owner: str, name: str, kind: str, loc: tuple[str |
     if actual != kind:
         wanted = "a reward model" if kind == "reward_model" else "a model that writes responses"
         raise Unprocessable(f"Should name {wanted}; this one is not", loc=loc)
-    return found
+    base = locate_base(tx, found) if kind == "policy" else None
+    return found if base is None else {**found, "base": base}
 
 
 def _hold(tx: Transaction, name: str) -> None:

@@ -12,7 +12,7 @@ from core.database import open_transaction
 from core.errors import NotFound, ServiceError
 from core.sampling import ModelFiles
 from core.sampling import Request as SamplerRequest
-from core.work_lookup import locate_model
+from core.work_lookup import locate_base, locate_model
 
 TRUSTED_SECONDS = 1.0
 """A model that was deleted answers for this long at most; its files are there longer."""
@@ -74,4 +74,4 @@ def _locate(owner: str, name: str) -> ModelFiles:
             found = locate_model(tx, owner, name)
         except NotFound as error:
             raise ModelNotFound(error.detail, **error.facts) from error
-    return ModelFiles(name=name, location=found["location"], sha256=found["sha256"])
+        return ModelFiles.of(found, locate_base(tx, found))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from mpo.continuous_batch import ContinuousBatch, DrawnToken, Draws
+from mpo.continuous_batch import ContinuousBatch, DrawnToken, Draws, Voice
 from mpo.errors import UnusableModel
 from mpo.prefix_cache import LEAST_TOKENS, PrefixCache
 from mpo.seeds import row_seed
@@ -55,11 +55,11 @@ class Drawing:
     """Joins and leaves, and what each sequence has drawn."""
 
     def __init__(self, policy: PreTrainedModel, prefixes: PrefixCache | None = None) -> None:
-        self.batch = ContinuousBatch(policy, pad_id=0, prefixes=prefixes)
+        self.batch, self.voice = ContinuousBatch(policy, pad_id=0), Voice(prefixes=prefixes)
         self.drawn: dict[int, list[int]] = {}
 
     def add(self, *prompts: tuple[int, list[int], Draws]) -> None:
-        self._take(self.batch.add(prompts))
+        self._take(self.batch.add(prompts, self.voice))
 
     def step(self, tokens: int = 1) -> None:
         for _ in range(tokens):

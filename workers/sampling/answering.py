@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from core.sampling import PromptSamples, SamplePart, SampleParts, SampleReply, SampleRequest
 from mpo.continuous_batch import DrawnToken, Draws
 from mpo.generation import SampledResponse
-from workers.sampling.model_cache import LoadedTokenizer
+from workers.sampling.loading import LoadedTokenizer
 from workers.sampling.prompt_logprobs import TokenLogprobs
 from workers.sampling.prompts import EncodedPrompt, encode_prompts, row_seeds
 from workers.sampling.replies import Drawn, Told, part_of, sampled_text
@@ -33,7 +33,7 @@ class Answering:
         """Raises Refused and the errors of encoding."""
         self.request = request
         self.prompts = encode_prompts(request, loaded)
-        self._loaded, self._stop_ids = loaded, loaded.terminators.stop_ids
+        self.loaded, self._stop_ids = loaded, loaded.terminators.stop_ids
         repeated = [prompt for prompt in self.prompts for _ in range(request.n)]
         self._rows = [_Row(prompt, seed) for prompt, seed in zip(repeated, row_seeds(request), strict=True)]
         self._next_part = 0.0
@@ -76,7 +76,7 @@ class Answering:
             return None
         self._next_part = now + TELL_SECONDS
         found = (
-            part_of(self.request, self._loaded, number, Drawn(row.prompt, row.response, None), row.told)
+            part_of(self.request, self.loaded, number, Drawn(row.prompt, row.response, None), row.told)
             for number, row in enumerate(self._rows)
             if not row.ended
         )
@@ -98,7 +98,7 @@ class Answering:
 
     def _texts(self, rows: Iterable[_Row], echoed: list[TokenLogprobs | None] | None) -> list:
         return [
-            sampled_text(self.request, self._loaded, Drawn(row.prompt, row.response, echoed)) for row in rows
+            sampled_text(self.request, self.loaded, Drawn(row.prompt, row.response, echoed)) for row in rows
         ]
 
     def _reached_a_stop(self, ids: list[int]) -> bool:
@@ -107,4 +107,4 @@ class Answering:
             return False
         # A stop string that ends here began no more tokens ago than it has characters.
         tail = ids[-(max(map(len, stops)) + STOP_LOOKBACK_TOKENS) :]
-        return first_stop(self._loaded.speller.text(tail), stops) is not None
+        return first_stop(self.loaded.speller.text(tail), stops) is not None

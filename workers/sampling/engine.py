@@ -105,16 +105,17 @@ class Engine:
         return True
 
     def _join(self, mail: Mail, request: SampleRequest) -> None:
-        key = request.model.sha256
-        if key not in self._batches:
-            in_use = set(self._batches)
-            model = self._cache.model(request.model, "policy", in_use)
-            batch = ModelBatch(model, self._cache.tokenizer(request.model))
-        else:
-            batch = self._batches[key]
-        asked = Asked(mail, Answering(request, batch.loaded))
-        self._batches[key] = batch
+        loaded = self._cache.tokenizer(request.model)
+        model = self._cache.model(request.model, "policy", self._in_use)
+        batch = self._batches.get(model.network) or ModelBatch(model, loaded.terminators.pad_id)
+        asked = Asked(mail, Answering(request, loaded), model)
+        self._batches[model.network] = batch
         batch.join(asked)
+
+    @property
+    def _in_use(self) -> set[str]:
+        """Digests of the models that are answering."""
+        return set().union(*(batch.digests for batch in self._batches.values()))
 
     def _advance(self, key: str, batch: ModelBatch) -> None:
         try:
@@ -126,21 +127,22 @@ class Engine:
         if not batch.asked:
             del self._batches[key]
         for asked in complete:
-            self._complete(batch, asked)
+            self._complete(asked)
         for asked in batch.asked:
             if (parts := asked.answering.parts()) is not None:
                 self._post.add(Letter(asked.mail, parts, is_last=False))
 
-    def _complete(self, batch: ModelBatch, asked: Asked) -> None:
+    def _complete(self, asked: Asked) -> None:
         try:
-            reply: Reply = _sampled(batch, asked.answering)
+            reply: Reply = _sampled(asked)
         except Exception as error:
             reply = error_reply(error)
         self._reply(asked.mail, reply)
 
     def _fail(self, batch: ModelBatch, error: Exception) -> None:
-        """An error that nobody foresaw, such as too little memory: each request is tried alone."""
-        if len(batch.asked) == 1 or isinstance(error, MPOError):
+        """An error that nobody foresaw, such as too little memory, or one of several models': each request is
+        tried alone."""
+        if len(batch.asked) == 1 or (isinstance(error, MPOError) and len(batch.digests) == 1):
             for asked in batch.asked:
                 self._reply(asked.mail, error_reply(error))
         else:
@@ -181,7 +183,7 @@ class Engine:
                 return self._detokenize(request)
 
     def _score(self, request: ScoreRequest) -> ScoreReply:
-        held = self._cache.model(request.model, "reward_model", set(self._batches))
+        held = self._cache.model(request.model, "reward_model", self._in_use)
         prompts, responses = encode_items(request, self._cache.tokenizer(request.model))
         rewards = [float(reward) for reward in score_responses(held.model, prompts, responses)]
         if not all(map(isfinite, rewards)):
@@ -203,10 +205,11 @@ class Engine:
         return DetokenizeReply(text=loaded.speller.text(token_ids))
 
 
-def _sampled(batch: ModelBatch, answering: Answering) -> SampleReply:
-    request, prompts = answering.request, answering.prompts
+def _sampled(asked: Asked) -> SampleReply:
+    answering, request, prompts = asked.answering, asked.answering.request, asked.answering.prompts
     echoed: Sequence[list[TokenLogprobs | None] | None] = [None] * len(prompts)
     if request.echo and request.logprobs is not None:
-        pad_id, token_ids = batch.loaded.terminators.pad_id, [prompt.token_ids for prompt in prompts]
-        echoed = prompt_logprobs(batch.model.model, token_ids, pad_id, request.logprobs)
+        pad_id, token_ids = answering.loaded.terminators.pad_id, [prompt.token_ids for prompt in prompts]
+        with asked.model.alone():
+            echoed = prompt_logprobs(asked.model.model, token_ids, pad_id, request.logprobs)
     return answering.reply(echoed)

@@ -1,4 +1,4 @@
-"""The requests to sample from one model: their responses are drawn together as they come and go."""
+"""The requests to sample from models of one network: their responses are drawn together, come and go."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from mpo.continuous_batch import ContinuousBatch, DrawnToken, Draws
 from workers.sampling.answering import Answering
+from workers.sampling.loading import LoadedModel
 from workers.sampling.mailbox import Mail
-from workers.sampling.model_cache import LoadedModel, LoadedTokenizer
 
 MOST_ROWS = 64
 """Responses that are drawn together; the others wait for their places."""
@@ -18,23 +18,28 @@ JOIN_TOGETHER = 8
 
 @dataclass(eq=False)
 class Asked:
-    """A request and how far it is."""
+    """A request, whose responses it wants, and how far it is."""
 
     mail: Mail
     answering: Answering
+    model: LoadedModel
 
 
 class ModelBatch:
-    """Requests under way with one model."""
+    """Requests under way with one network: the base's, or an adapter's of it."""
 
-    def __init__(self, model: LoadedModel, loaded: LoadedTokenizer) -> None:
-        """Raises UnusableModel where no responses can be drawn from the model."""
-        self.model, self.loaded = model, loaded
+    def __init__(self, model: LoadedModel, pad_id: int) -> None:
+        """model: any of the network's. Raises UnusableModel where no responses can be drawn from it."""
         self.asked: list[Asked] = []
-        self._batch = ContinuousBatch(model.model, loaded.terminators.pad_id, model.prefixes)
+        self._batch = ContinuousBatch(model.model, pad_id, model.mixture)
         self._waiting: deque[tuple[Asked, int]] = deque()
         self._live: dict[int, tuple[Asked, int]] = {}
         self._next_name, self._turns_waited = 0, 0
+
+    @property
+    def digests(self) -> set[str]:
+        """Of the models that are asked."""
+        return {asked.model.digest for asked in self.asked}
 
     def join(self, asked: Asked) -> None:
         """A request whose responses are to be drawn."""
@@ -45,7 +50,7 @@ class ModelBatch:
         """One more token of every response that has a place; returns the requests that are complete."""
         joining = [self._waiting.popleft() for _ in range(self._may_join())]
         if joining:
-            self._take(self._batch.add([self._start(asked, number) for asked, number in joining]))
+            self._add(joining)
         elif self._batch:
             self._take(self._batch.step())
         complete = [asked for asked in self.asked if asked.answering.has_ended]
@@ -69,6 +74,13 @@ class ModelBatch:
         self._live = {name: row for name, row in self._live.items() if row[0] not in left}
         self._waiting = deque(row for row in self._waiting if row[0] not in left)
         self.asked = [asked for asked in self.asked if asked not in left]
+
+    def _add(self, joining: list[tuple[Asked, int]]) -> None:
+        """Model by model: what is known of a prompt's beginning is one model's."""
+        for digest in dict.fromkeys(asked.model.digest for asked, _ in joining):
+            of_model = [(asked, number) for asked, number in joining if asked.model.digest == digest]
+            rows = [self._start(asked, number) for asked, number in of_model]
+            self._take(self._batch.add(rows, of_model[0][0].model.voice))
 
     def _start(self, asked: Asked, number: int) -> tuple[int, list[int], Draws]:
         name, self._next_name = self._next_name, self._next_name + 1

@@ -1,62 +1,39 @@
 """Loaded models within a memory budget: the least recently used one goes first."""
 
-import json
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
-from math import prod
 from pathlib import Path
-from typing import Literal
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.sampling import ModelFiles
 from core.storage import Storage
-from mpo.errors import MPOError
-from mpo.lengths import named_context, text_settings
-from mpo.policies import load_policy, load_reward_model, training_device
+from mpo.adapter_mixture import LowRank
+from mpo.adapters import ADAPTER, ORIGIN
+from mpo.continuous_batch import Voice
+from mpo.errors import MPOError, UnusableModel
 from mpo.prefix_cache import PrefixCache
-from mpo.tokenization import Terminators, load_tokenizer, terminators
+from workers.sampling.loading import (
+    Kind,
+    LoadedModel,
+    LoadedTokenizer,
+    bytes_of_weights,
+    check_kind,
+    load_low_rank,
+    load_whole,
+    read_tokenizer,
+)
 from workers.sampling.refusals import LOADING, Refused
-from workers.sampling.spelling import Speller
 
-Kind = Literal["policy", "reward_model"]
-DEFAULT_CONTEXT_TOKENS = 1024
 MAX_TOKENIZERS = 64
 PREFIX_BYTES, PREFIX_SHARE = 64 << 20, 8
-"""Keys and values of prompts may take so many bytes a model, and no more than this part of its weights'."""
+"""Keys and values of prompts may take so many bytes a model, and no more than this part of its network's."""
 SOON_BYTES, SOON_SECONDS = 256 << 20, 1.0
 """Where nothing else is to be done, a small model is waited for."""
-WEIGHTS = "*.safetensors"
 
-
-@dataclass(frozen=True)
-class LoadedTokenizer:
-    """A model folder's tokenizer, what ends a response by it, and how it spells."""
-
-    folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    speller: Speller
-    vocabulary: int
-    context_tokens: int
-
-    @cached_property
-    def terminators(self) -> Terminators:
-        """What ends a response; raises UnusableModel where nothing does."""
-        return terminators(self.folder, self.tokenizer)
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in memory. bytes: of its parameters, and what prompts that it has read may take."""
-
-    model: PreTrainedModel
-    prefixes: PrefixCache
-    bytes: int
+Key = tuple[Kind, str]
 
 
 class NoRoom(Exception):
@@ -69,29 +46,42 @@ class Loading(MPOError):
     code = LOADING
 
 
+@dataclass(frozen=True)
+class _Load:
+    """What another thread is reading: a model, or an adapter of `base`, which stays meanwhile."""
+
+    future: Future[LoadedModel] | Future[Mapping[str, LowRank]]
+    bytes: int
+    prefix_bytes: int
+    base: LoadedModel | None
+    since: float
+
+
 class ModelCache:
     """Models by kind and digest, for one thread; another loads. copies: for files that lie elsewhere.
 
+    A policy that was trained as an adapter shares the network of its base, where the base's files are there.
     pinned: names of models that stay once they are loaded.
     """
 
     def __init__(self, store: Storage, budget_bytes: int, copies: Path, pinned: Collection[str] = ()) -> None:
         self._store, self._budget, self._copies = store, budget_bytes, copies
         self._pinned_names, self._pinned = frozenset(pinned), set[str]()
-        self._models: OrderedDict[tuple[Kind, str], LoadedModel] = OrderedDict()
+        self._models: OrderedDict[Key, LoadedModel] = OrderedDict()
         self._tokenizers: OrderedDict[str, LoadedTokenizer] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._loads: dict[tuple[Kind, str], tuple[Future[LoadedModel], int, float]] = {}
+        self._loads: dict[Key, _Load] = {}
+        self._apart: set[Key] = set()
 
     @property
-    def held(self) -> list[tuple[Kind, str]]:
+    def held(self) -> list[Key]:
         """What is loaded, least recently used first."""
         return list(self._models)
 
     @property
     def bytes(self) -> int:
         """Of all models, with those that are being loaded."""
-        coming = sum(size for _, size, _ in self._loads.values())
+        coming = sum(load.bytes for load in self._loads.values())
         return coming + sum(held.bytes for held in self._models.values())
 
     def close(self) -> None:
@@ -101,7 +91,7 @@ class ModelCache:
     def tokenizer(self, files: ModelFiles) -> LoadedTokenizer:
         """The tokenizer alone. Raises Refused, UnusableModel."""
         if files.sha256 not in self._tokenizers:
-            self._tokenizers[files.sha256] = _load_tokenizer(self._folder(files))
+            self._tokenizers[files.sha256] = read_tokenizer(self._folder(files))
             while len(self._tokenizers) > MAX_TOKENIZERS:
                 self._tokenizers.popitem(last=False)
         self._tokenizers.move_to_end(files.sha256)
@@ -117,29 +107,61 @@ class ModelCache:
             self._models[key] = self._loaded(key, files, in_use)
             if files.name in self._pinned_names:
                 self._pinned.add(files.sha256)
+        held = self._models[key]
+        if held.network != held.digest:
+            self._models.move_to_end((kind, held.network))
         self._models.move_to_end(key)
-        return self._models[key]
+        return held
 
-    def _loaded(self, key: tuple[Kind, str], files: ModelFiles, in_use: Collection[str]) -> LoadedModel:
+    def _loaded(self, key: Key, files: ModelFiles, in_use: Collection[str]) -> LoadedModel:
         if key not in self._loads:
-            folder = self._folder(files)
-            _check_kind(folder, files.name, key[0])
-            weights = sum(_bytes_in_memory(file) for file in folder.glob(WEIGHTS))
-            prefixes = min(PREFIX_BYTES, weights // PREFIX_SHARE, max(0, self._budget - weights))
-            size = weights + prefixes
-            self._make_room(files.name, size, in_use)
-            load = self._loader.submit(_load, key[0], folder, prefixes, size)
-            self._loads[key] = load, size, time.monotonic()
-        future, size, since = self._loads[key]
-        if not in_use and size <= SOON_BYTES:
+            self._loads[key] = self._begin(key, files, in_use)
+        load = self._loads[key]
+        if not in_use and load.bytes <= SOON_BYTES:
             with suppress(TimeoutError):
-                future.exception(SOON_SECONDS)
-        if not future.done():
-            seconds = time.monotonic() - since
-            detail = f"{files.name!r} is being loaded: {size / 1e6:,.0f} MB, begun {seconds:.0f} s ago"
+                load.future.exception(SOON_SECONDS)
+        if not load.future.done():
+            seconds = time.monotonic() - load.since
+            detail = f"{files.name!r} is being loaded: {load.bytes / 1e6:,.0f} MB, begun {seconds:.0f} s ago"
             raise Loading(detail, param="model")
         del self._loads[key]
-        return future.result()
+        if load.base is None:
+            whole = load.future.result()
+            assert isinstance(whole, LoadedModel)
+            return whole
+        try:
+            return _adapted(load, load.base, files.sha256)
+        except UnusableModel:
+            self._apart.add(key)
+            return self._loaded(key, files, in_use)
+
+    def _begin(self, key: Key, files: ModelFiles, in_use: Collection[str]) -> _Load:
+        folder = self._folder(files)
+        check_kind(folder, files.name, key[0])
+        base = self._base(key, folder, files, in_use)
+        weights = bytes_of_weights(folder if base is None else folder / ADAPTER)
+        network, beside = (weights, 0) if base is None else (base.bytes, base.bytes)
+        prefixes = min(PREFIX_BYTES, network // PREFIX_SHARE, max(0, self._budget - weights - beside))
+        size = weights + prefixes
+        self._make_room(files.name, size, in_use if base is None else {*in_use, base.digest})
+        now = time.monotonic()
+        if base is None or files.base is None:
+            whole = self._loader.submit(load_whole, key[0], folder, files.sha256, prefixes, size)
+            return _Load(whole, size, prefixes, None, now)
+        adapter = self._loader.submit(load_low_rank, folder, self._folder(files.base))
+        return _Load(adapter, size, prefixes, base, now)
+
+    def _base(self, key: Key, folder: Path, files: ModelFiles, in_use: Collection[str]) -> LoadedModel | None:
+        """What the model is an adapter of; None where it is loaded whole, as its folder holds it too."""
+        is_adapter = key[0] == "policy" and (folder / ADAPTER / ORIGIN).is_file()
+        if files.base is None or key in self._apart or not is_adapter:
+            return None
+        with suppress(Refused, UnusableModel):
+            base = self.model(files.base, "policy", in_use)
+            if base.bytes + bytes_of_weights(folder / ADAPTER) <= self._budget:
+                return base
+        self._apart.add(key)
+        return None
 
     def _make_room(self, name: str, wanted: int, in_use: Collection[str]) -> None:
         if wanted > self._budget:
@@ -149,13 +171,29 @@ class ModelCache:
                 code="model_too_large",
                 param="model",
             )
+        stays = self._staying(in_use)
         for key in list(self._models):
             if wanted + self.bytes <= self._budget:
                 return
-            if key[1] not in in_use and key[1] not in self._pinned:
-                del self._models[key]
+            if key in self._models and key[1] not in stays:
+                self._drop(key)
         if wanted + self.bytes > self._budget:
             raise NoRoom
+
+    def _staying(self, in_use: Collection[str]) -> set[str]:
+        """Digests of models that must stay, and of the networks that they run on."""
+        stays = {*in_use, *self._pinned}
+        networks = {held.network for held in self._models.values() if held.digest in stays}
+        return stays | networks | {load.base.digest for load in self._loads.values() if load.base is not None}
+
+    def _drop(self, key: Key) -> None:
+        """A model, and those that run on its network."""
+        held = self._models.pop(key)
+        if held.voice.adapter is not None:
+            held.mixture.remove(held.voice.adapter)
+        for other, each in list(self._models.items()):
+            if each.mixture is held.mixture and held.voice.adapter is None:
+                del self._models[other]
 
     def _folder(self, files: ModelFiles) -> Path:
         copy = self._copies / files.sha256
@@ -170,37 +208,11 @@ class ModelCache:
         return folder
 
 
-def _check_kind(folder: Path, name: str, kind: Kind) -> None:
-    """A reward model loads as a policy too, with a head of noise: so its configuration is asked first."""
-    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
-    scores = any("SequenceClassification" in architecture for architecture in architectures)
-    if scores == (kind == "reward_model"):
-        return
-    can = "scores responses; it writes none" if scores else "is no reward model"
-    raise Refused(f"{name!r} {can}", code="wrong_model_kind", param="model")
-
-
-def _bytes_in_memory(file: Path) -> int:
-    """Of a file's tensors once they are loaded, in fp32 whatever the file holds them in: by its header."""
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as opened:
-            header = json.loads(opened.read(min(size, int.from_bytes(opened.read(8), "little"))))
-        return sum(4 * prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return size  # what is no such file, loading says better
-
-
-def _load_tokenizer(folder: Path) -> LoadedTokenizer:
-    tokenizer = load_tokenizer(folder)
-    settings = text_settings(folder / "config.json")
-    # The embedding may be larger than the tokenizer; what lies beyond the embedding would crash the model.
-    vocabulary = int(settings.get("vocab_size") or len(tokenizer))
-    context_tokens = named_context(settings) or DEFAULT_CONTEXT_TOKENS
-    return LoadedTokenizer(folder, tokenizer, Speller(tokenizer), vocabulary, context_tokens)
-
-
-def _load(kind: Kind, folder: Path, prefix_bytes: int, size: int) -> LoadedModel:
-    load = load_policy if kind == "policy" else load_reward_model
-    model = load(folder).eval().requires_grad_(False).to(training_device())
-    return LoadedModel(model, PrefixCache(prefix_bytes), size)
+def _adapted(load: _Load, base: LoadedModel, digest: str) -> LoadedModel:
+    """A model on its base's network. Raises UnusableModel where it does not fit."""
+    layers = load.future.result()
+    assert not isinstance(layers, LoadedModel)
+    # Not by the thread that loads: the network may be running meanwhile.
+    base.mixture.add(digest, layers)
+    voice = Voice(digest, PrefixCache(load.prefix_bytes))
+    return LoadedModel(digest, base.network, base.mixture, voice, load.bytes)

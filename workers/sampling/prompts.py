@@ -9,7 +9,7 @@ from mpo.generation import row_seed
 from mpo.records import Content
 from mpo.records import Message as Turn
 from mpo.tokenization import encode_prompt, encode_response
-from workers.sampling.model_cache import LoadedTokenizer
+from workers.sampling.loading import LoadedTokenizer
 from workers.sampling.refusals import Refused
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from core.sampling import SampledText, SamplePart, SampleRequest
 from mpo.generation import SampledResponse
-from workers.sampling.model_cache import LoadedTokenizer
+from workers.sampling.loading import LoadedTokenizer
 from workers.sampling.prompt_logprobs import TokenLogprobs
 from workers.sampling.prompts import EncodedPrompt
 from workers.sampling.spelling import UNDECODABLE, Speller, first_stop, safe_length
