@@ -20,7 +20,6 @@ from core.sampling import (
     Request,
     SampledText,
     SamplerBusy,
-    SamplerClient,
     SampleReply,
     SampleRequest,
     SamplerRefused,
@@ -34,6 +33,7 @@ from mpo.errors import StageInterrupted
 from mpo.records import Content, read_prompts
 from mpo.records import Message as Turn
 from workers.judge import Judge, Outcome, over_http, pairings_of
+from workers.sampler_client import SamplerClient
 from workers.scratch import own_folder
 from workers.win_rates import Scored, judged_win_rates, win_rates
 

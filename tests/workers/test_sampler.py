@@ -17,7 +17,6 @@ from core.sampling import (
     Message,
     ModelFiles,
     SampleParts,
-    SamplerClient,
     SampleReply,
     SampleRequest,
     SamplerRefused,
@@ -31,6 +30,7 @@ from mpo.policies import load_reward_model
 from mpo.reward_model.score import score_responses
 from mpo.tokenization import encode_prompt, encode_response
 from tests.sampler import TinyModels, connect, files_of, running_sampler, write_models
+from workers.sampler_client import SamplerClient
 
 PROMPTS = ["red cat 1: ", "blue", "green bird sleeps dog runs: "]
 GONE = ModelFiles(name="gone", location="file:///nowhere/gone", sha256="0")

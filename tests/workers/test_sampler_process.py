@@ -9,9 +9,10 @@ import pytest
 
 from core.database import open_session
 from core.heartbeats import live_workers
-from core.sampling import ALIVE, GROUP, REQUESTS, SamplerClient, SampleRequest, envelope
+from core.sampling import ALIVE, GROUP, REQUESTS, SampleRequest, envelope
 from tests.mpo.tiny import write_policy
 from tests.sampler import connect, files_of, sampler_process
+from workers.sampler_client import SamplerClient
 
 PATIENCE_SECONDS = 60
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.sampling import ModelFiles, SamplerClient, SampleReply, SampleRequest
+from core.sampling import ModelFiles, SampleReply, SampleRequest
 from core.settings import settings
 from core.storage import Storage
 from mpo.adapters import ADAPTER
@@ -20,6 +20,7 @@ from mpo.training_config import LoRAConfig
 from tests.mpo.tiny import RecordingReporter, task_of, write_pairs, write_policy
 from tests.sampler import connect, files_of, running_sampler
 from tests.workers.test_sampler import loaded
+from workers.sampler_client import SamplerClient
 from workers.sampling.model_cache import ModelCache, NoRoom
 
 TOKENS = 10

@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 
 from core.database import open_transaction
 from core.settings import settings
-from core.tables import Job
+from core.tables import Artifact, Job, Run
+from core.work_lookup import locate_base, locate_model
 from tests.factories import make_dataset, make_job, make_key, make_trained_model
 
 
@@ -118,6 +119,21 @@ def test_a_file_is_served_whole_or_in_a_range(
     assert (response.status_code, response.content) == (status, content)
     assert response.headers.get("content-range") == content_range
     assert response.headers["etag"] == f'"{file["sha256"]}"'
+
+
+def test_the_base_of_a_model_of_adapters_is_found_by_the_run_that_made_it(
+    client: TestClient, store: Path
+) -> None:
+    name, job = trained(store, adapter=True)
+    with open_transaction() as tx:
+        located = locate_model(tx, job.owner, name)
+        assert locate_base(tx, located) is None, "trained whole"
+        run = tx.session.get_one(Run, tx.session.get_one(Artifact, located["id"]).run_id)
+        base = {"kind": "model", "id": "tiny", "name": "tiny", "location": "file:///m/tiny", "sha256": "1"}
+        run.inputs = {"policy": [base], "base": [base]}
+    with open_transaction() as tx:
+        assert locate_base(tx, located) == base
+        assert locate_base(tx, base) is None, "a base model is no adapter"
 
 
 def test_ranges_outside_unknown_files_and_stale_if_range(client: TestClient, store: Path) -> None:
