@@ -44,6 +44,8 @@ def evaluate(task: StageTask, reporter: Reporter) -> None:
     contamination = look_for_prompts(evaluation, phases, reporter)
     gaps = prompt_gaps(evaluation, phases)
     answers = [_answers(evaluation, number, phases) for number in range(len(evaluation.models))]
+    # While phases are to come: a checkpoint of all of them would have nothing to go on with.
+    diversities = [diversity_report(answer.texts, phases.check) for answer in answers]
     rewards = _scores(evaluation, evaluation.judge, answers, phases, reporter)
     training_rewards: Sequence[Sequence[float] | None] = [None for _ in answers]
     if evaluation.reward_model:
@@ -52,9 +54,9 @@ def evaluate(task: StageTask, reporter: Reporter) -> None:
     for number, base in measured:
         kls[number][base.name] = _kl(evaluation, number, base, answers[number], phases)
     models = [
-        model_numbers(model.name, answer, scored, trained, kl, evaluation.config.samples)
-        for model, answer, scored, trained, kl in zip(
-            evaluation.models, answers, rewards, training_rewards, kls, strict=True
+        model_numbers(model.name, answer, scored, trained, kl, diversity, evaluation.config.samples)
+        for model, answer, scored, trained, kl, diversity in zip(
+            evaluation.models, answers, rewards, training_rewards, kls, diversities, strict=True
         )
     ]
     write_samples(task.output / "samples.jsonl", evaluation, answers, rewards)
@@ -144,6 +146,7 @@ def model_numbers(
     rewards: Sequence[float],
     training_rewards: Sequence[float] | None,
     kl: Mapping[str, Sequence[float]],
+    diversity: Mapping[str, float | None],
     samples: int,
 ) -> ModelNumbers:
     """A model's numbers by prompt, from those of its responses; samples: responses a prompt."""
@@ -154,7 +157,7 @@ def model_numbers(
         prompt_means(answers.tokens, samples),
         {base: prompt_means(values, samples) for base, values in kl.items()},
         answers.eos_rate,
-        diversity_report(answers.texts),
+        diversity,
     )
 
 

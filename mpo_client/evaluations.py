@@ -25,10 +25,14 @@ class Mean(Reply):
 
 
 class Diversity(Reply):
-    """Distinct words, and pairs of words in a row, a word written."""
+    """Distinct words, and pairs of words in a row, a word written.
+
+    self_bleu: BLEU of a response against the model's others, 0 to 1: the lower, the more varied.
+    """
 
     distinct_1: float | None = None
     distinct_2: float | None = None
+    self_bleu: float | None = None
 
 
 class EvaluatedModel(Reply):

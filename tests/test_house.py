@@ -65,9 +65,12 @@ def test_the_library_s_init_files_import_nothing() -> None:
         assert path.read_text() == "", f"{path.relative_to(ROOT)} must stay empty"
 
 
-@pytest.mark.parametrize("module", ["app.main", "mpo.plan", "mpo.split", "mpo.records", "workers.child_main"])
-def test_torch_stays_out_of_the_service_side(module: str) -> None:
-    code = f"import sys, {module}; print(*sorted({{'torch', 'transformers', 'trl'}} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    "module", ["app.main", "mpo.plan", "mpo.split", "mpo.records", "mpo.diversity", "workers.child_main"]
+)
+def test_torch_and_sacrebleu_stay_out_of_the_service_side(module: str) -> None:
+    heavy = {"torch", "transformers", "trl", "sacrebleu"}
+    code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
     environment = {
         "MPO_DATABASE_URL": "postgresql+psycopg://nobody@localhost/none",
         "MPO_REDIS_URL": "redis://localhost:1/0",

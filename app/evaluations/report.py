@@ -13,10 +13,16 @@ class Mean(View):
 
 
 class Diversity(View):
-    """Distinct words, and distinct pairs of words in a row, a word written; null where no word was."""
+    """Distinct words, and distinct pairs of words in a row, a word written; null where no word was.
+
+    self_bleu: mean BLEU of a response against the model's others, 0 to 1: the lower, the more varied. Of at
+    most 100 responses, drawn alike for every model. Null where fewer than two have words, and in reports of
+    before it was told.
+    """
 
     distinct_1: float | None
     distinct_2: float | None
+    self_bleu: float | None = None
 
 
 class EvaluatedModel(View):

@@ -21,7 +21,16 @@ from mpo_client.evaluations import (
 
 group = typer.Typer(help="Measure models on held-out prompts, by a judge.", no_args_is_help=True)
 
-MODEL_HEAD = ("model", "reward", "tokens", "distinct-1", "distinct-2", "KL in nats", "seen prompts")
+MODEL_HEAD = (
+    "model",
+    "reward",
+    "tokens",
+    "distinct-1",
+    "distinct-2",
+    "self-BLEU",
+    "KL in nats",
+    "seen prompts",
+)
 RATE_HEAD = ("model", "against", "won/lost/tied", "win rate", "95 % interval")
 
 EvaluationId = Annotated[str, typer.Argument(metavar="EVALUATION", help="eval_…")]
@@ -168,6 +177,7 @@ def _model(found: EvaluatedModel, seen: SeenByModel | None) -> tuple[object, ...
         found.response_tokens and f"{found.response_tokens.mean:.1f}",
         diversity.distinct_1,
         diversity.distinct_2,
+        diversity.self_bleu,
         kl or None,
         known,
     )

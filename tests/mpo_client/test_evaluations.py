@@ -55,6 +55,7 @@ def test_an_evaluation_is_made_waited_for_and_read(sdk: Client, dataset: str, tm
     (rate,) = done.report.win_rates
     assert (rate.model_a, rate.model_b, rate.n) == ("first", "second", 4)
     assert done.report.models[0].diversity.distinct_1 is not None
+    assert done.report.models[0].diversity.self_bleu is not None
     rows = list(sdk.evaluations.samples(made.id))
     assert [row.index for row in rows] == [0, 1, 2, 3]
     sdk.evaluations.save_samples(made.id, tmp_path / "samples.jsonl")
@@ -91,7 +92,7 @@ def test_the_command_evaluates(sdk: Client, at_service: Mpo, dataset: str, tmp_p
     perform(sdk.evaluations.get(made).run_id or "", tmp_path)
     shown = at_service("evaluations", "show", made)
     assert shown.exit_code == 0, shown.output
-    for word in ("succeeded", "distinct-1", "won/lost/tied", "not known", "to first"):
+    for word in ("succeeded", "distinct-1", "self-BLEU", "won/lost/tied", "not known", "to first"):
         assert word in shown.stdout, word
     document = json.loads(at_service("evaluations", "show", made, "--json").stdout)
     assert document["report"]["prompts"] == 4

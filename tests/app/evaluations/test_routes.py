@@ -83,7 +83,24 @@ def test_an_evaluation_ends_with_the_report_of_its_stage(
     assert report["judge"]["pairs"] == 12
     assert 0 <= report["judge"]["calibration"]["ece"] <= 1
     assert all(0 < model["diversity"]["distinct_1"] <= 1 for model in report["models"])
+    assert all(0 < model["diversity"]["self_bleu"] < 1 for model in report["models"])
     assert report["contamination"] is None  # base models: nobody here has trained them
+
+
+def test_a_report_of_before_self_bleu_was_told_is_still_read(
+    registered: TestClient, dataset: str, tmp_path: Path
+) -> None:
+    made = create(registered, asked(dataset, models=["first"], prompts=2))
+    perform(made["run_id"], tmp_path)
+    with open_transaction() as tx:
+        evaluation = tx.session.get_one(Evaluation, made["id"])
+        assert evaluation.report is not None
+        report = json.loads(json.dumps(evaluation.report))
+        told = report["models"][0]["diversity"]
+        del told["self_bleu"]
+        evaluation.report = report
+    found = registered.get(f"/v1/evaluations/{made['id']}").json()["report"]
+    assert found["models"][0]["diversity"] == {**told, "self_bleu": None}
 
 
 def test_the_samples_are_what_was_scored(registered: TestClient, dataset: str, tmp_path: Path) -> None:
