@@ -3,7 +3,7 @@
 python -m bench.data_growth --pairs FILE [--model DIR] [--sizes 1000 10000 100000] [--rounds 3] [--docs PAGE]
 
 A file with fewer pairs is gone through again, under other ids. Each run is the whole stage in a process of
-its own: what comes before the first step is told a pair, the steps after it as pairs a second of the first 200.
+its own: what comes before the first step is told in seconds, then pairs a second of the first 200 steps.
 """
 
 import argparse
