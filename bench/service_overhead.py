@@ -81,7 +81,8 @@ def write(page: Path, conditions: Conditions, found: Sequence[tuple[float, float
         ("the whole job", longest <= MOST_SECONDS, f"at most {MOST_SECONDS:.0f} s"),
     ]
     verdict = "; ".join(f"{name} ({most}): {'reached' if ok else '**missed**'}" for name, ok, most in met)
-    said = f"{conditions.machine()}. The demo's job on `tiny`, {len(found)} rounds, {THREADS} threads. {verdict}."
+    shape = f"The demo's job on `tiny`, {len(found)} rounds, {THREADS} threads"
+    said = f"{conditions.machine()}. {shape}. {verdict}."
     columns = ["round", "library, s", "service, s", "service over library", "its stages, s", "outside stages"]
     rows = [
         [
