@@ -75,6 +75,13 @@ class Settings(BaseSettings):
     sampler_pinned_models: tuple[str, ...] = Field(
         (), description="Names of models that the sampler keeps once it has loaded them, as a JSON list."
     )
+    sampler_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the time for which the sampler computes while a training uses its machine; "
+        "1 = all of it. It sees the trainings of workers that have the same MPO_SCRATCH.",
+    )
     judge_hosts: tuple[str, ...] = Field(
         (),
         description="Hosts (each alone or with :port), as a JSON list, that comparisons may ask as judges "

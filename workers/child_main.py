@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,6 +27,7 @@ from mpo.config import Stage
 from mpo.errors import StageInterrupted
 from mpo.reporter import StageInput, StageTask
 from workers.child_protocol import Checkpointed, ChildTask, Done, Failed, Progress, Rows, Stopped, Warned
+from workers.device_use import device_in_use, lock_file
 from workers.failures import failed
 
 NAMED_LIBRARIES = ("torch", "transformers", "trl", "numpy", "pyarrow")
@@ -130,7 +131,8 @@ def _run_stage(task: ChildTask, reporter: PipeReporter) -> None:
 
         torch.set_num_threads(task.torch_threads)
     inputs = {role: tuple(StageInput(i.name, i.path) for i in found) for role, found in task.inputs.items()}
-    run_stage(StageTask(config, inputs, task.output, task.seed, task.resume), reporter)
+    with device_in_use(lock_file()) if config.slot == "gpu" else nullcontext():
+        run_stage(StageTask(config, inputs, task.output, task.seed, task.resume), reporter)
 
 
 def _validate(task: ChildTask, reporter: PipeReporter) -> None:

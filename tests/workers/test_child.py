@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event, Thread
@@ -14,21 +15,24 @@ from threading import Event, Thread
 import pytest
 
 from core.settings import settings
+from mpo import stages
 from tests.embedded.waiting import wait_for
-from workers import child, fork_server
+from workers import child, child_main, fork_server
 from workers.child import run_in_child
 from workers.child_protocol import Checkpointed, ChildTask, Crashed, Done, Progress, Report, Stopped
+from workers.device_use import is_in_use, lock_file
 from workers.guard import Guard
 
 FOREVER = 3600
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _fork_server() -> Iterator[None]:
+def _fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPO_DATABASE_URL", "postgresql+psycopg://withheld")
         patch.setenv("MPO_REDIS_URL", "redis://nowhere")
         patch.setenv("MPO_STORE_URL", "memory://")
+        patch.setenv("MPO_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
         settings.cache_clear()
         fork_server.start_fork_server("cpu")
         yield
@@ -92,6 +96,17 @@ def has_offspring(task: ChildTask, pipe: Connection, life: Connection) -> None:
         pipe.send(Progress(grandchild, 1, {}))
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(FOREVER)
+
+
+def works_on_a_stage(task: ChildTask, pipe: Connection, life: Connection) -> None:
+    """The product's child, with a stage that says its number and goes on for ever."""
+
+    def stage(_: object, reporter: child_main.PipeReporter) -> None:
+        reporter.progress(os.getpid(), 1, {})
+        time.sleep(FOREVER)
+
+    stages.run_stage = stage  # type: ignore[assignment]
+    child_main.main(task, pipe, life)
 
 
 def is_gone(pid: int) -> bool:
@@ -195,6 +210,23 @@ def test_a_child_that_freezes_is_ended_too(task: ChildTask, monkeypatch: pytest.
 
     assert run(task, waits, hear=hear, abort=told.is_set) is None
     wait_for(lambda: is_gone(pids[0]))
+
+
+@pytest.mark.parametrize(("kind", "is_training"), [("sft", True), ("split", False)])
+def test_a_stage_of_the_gpu_slot_shows_that_it_is_at_work_until_it_is_killed(
+    task: ChildTask, kind: str, is_training: bool
+) -> None:
+    seen: list[bool] = []
+
+    def hear(report: Report) -> None:
+        assert isinstance(report, Progress)
+        seen.append(is_in_use(lock_file()))
+        os.kill(report.step, signal.SIGKILL)
+
+    staged = replace(task, kind=kind, config={"kind": kind})
+    assert run(staged, works_on_a_stage, hear=hear) == Crashed(-signal.SIGKILL)
+    assert seen == [is_training]
+    assert not is_in_use(lock_file())
 
 
 _WORKER = """

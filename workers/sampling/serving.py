@@ -4,6 +4,7 @@ import logging
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ from redis import RedisError, ResponseError
 
 from core.settings import settings
 from core.storage import storage
+from workers.device_use import is_in_use, lock_file
 from workers.sampling.mailbox import Mail, Mailbox
+from workers.sampling.pace import Pace
 from workers.scratch import own_folder
 
 if TYPE_CHECKING:
@@ -32,13 +35,14 @@ def serve(mailbox: Mailbox, stop: threading.Event) -> None:
     scratch = settings().scratch or Path(tempfile.gettempdir())
     with own_folder(scratch, "mpo-sampler-") as copies:
         engine = _load_engine(copies, mailbox)
+        pace = Pace(settings().sampler_share, partial(is_in_use, lock_file()), stop)
         try:
-            _serve(engine, mailbox, stop)
+            _serve(engine, mailbox, stop, pace)
         finally:
             engine.close()
 
 
-def _serve(engine: "Engine", mailbox: Mailbox, stop: threading.Event) -> None:
+def _serve(engine: "Engine", mailbox: Mailbox, stop: threading.Event, pace: Pace) -> None:
     backoff, next_take_over, next_look = FIRST_BACKOFF_SECONDS, 0.0, 0.0
     while not stop.is_set():
         try:
@@ -51,7 +55,7 @@ def _serve(engine: "Engine", mailbox: Mailbox, stop: threading.Event) -> None:
                 wait = WAIT_SECONDS if engine.is_idle else LOOK_SECONDS if engine.waits else 0.0
                 _take(engine, mailbox.receive(wait))
                 next_look = time.monotonic() + LOOK_SECONDS
-            engine.turn()
+            pace.take(engine.turn)
             backoff = FIRST_BACKOFF_SECONDS
         except ResponseError as error:
             if "NOGROUP" not in str(error) and "no such key" not in str(error).lower():
