@@ -96,6 +96,19 @@ class StageInterrupted(MPOError):
     retryable = True
 
 
+class RankFailed(MPOError):
+    """One of the processes that train together ended without a word."""
+
+    code = "rank_failed"
+    retryable = True
+
+
+class TooFewDevices(MPOError):
+    """There are fewer GPUs than processes that are to train together."""
+
+    code = "too_few_devices"
+
+
 class InvalidSpec(MPOError):
     """What a run is asked to do cannot be done as it is written."""
 

@@ -1,6 +1,6 @@
 """What a stage is given, and how it tells the outside what it does. Torch-free."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -61,3 +61,27 @@ class Reporter(Protocol):
     def should_stop(self) -> bool:
         """Whether to save a checkpoint and raise `mpo.errors.StageInterrupted` now."""
         ...
+
+
+@dataclass(frozen=True)
+class SilentReporter:
+    """Of a process that takes part in what another one reports. stop: whether it was asked to stop itself."""
+
+    stop: Callable[[], bool]
+
+    def progress(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+        """Told by the other one."""
+
+    def warn(self, message: str) -> None:
+        """Told by the other one."""
+
+    def checkpoint_due(self) -> bool:
+        """Says the other one."""
+        return False
+
+    def checkpoint(self, folder: Path, step: int) -> None:
+        """Handed over by the other one."""
+
+    def should_stop(self) -> bool:
+        """As it was asked."""
+        return self.stop()

@@ -1,10 +1,14 @@
 """Which function runs a stage. Each is imported where it is called: some stages never need torch."""
 
+from mpo.ranks import ALONE, Ranks
 from mpo.reporter import Reporter, StageTask
 
 
-def run_stage(task: StageTask, reporter: Reporter) -> None:
+def run_stage(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None:
     """Runs one stage to its end: its outputs and summary.json are in task.output afterwards.
+
+    ranks: every one of them calls this with the same task, and rank 0 alone writes; of stages that are not
+    spread (`mpo.ranks.is_spread`) there is only one.
 
     Seeds and determinism are set for the whole process. Raises mpo.errors.*.
     """
@@ -22,11 +26,11 @@ def run_stage(task: StageTask, reporter: Reporter) -> None:
         case "sft":
             from mpo.sft.train import train_sft
 
-            train_sft(task, reporter)
+            train_sft(task, reporter, ranks)
         case "reward_model":
             from mpo.reward_model.train import train_reward_model
 
-            train_reward_model(task, reporter)
+            train_reward_model(task, reporter, ranks)
         case "score":
             from mpo.reward_model.score import score_pairs
 
@@ -34,7 +38,7 @@ def run_stage(task: StageTask, reporter: Reporter) -> None:
         case "dpo":
             from mpo.dpo.train import train_dpo
 
-            train_dpo(task, reporter)
+            train_dpo(task, reporter, ranks)
         case "ppo":
             from mpo.ppo.train import train_ppo
 

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from mpo.batches import length_grouped_batches, optimizer_steps
 from mpo.checkpoints import handed_over, load_state, save_state
 from mpo.errors import StageInterrupted, TrainingDiverged
+from mpo.gradient_sums import sum_gradients
+from mpo.ranks import ALONE, Ranks, any_of, share
 from mpo.reporter import Reporter, StageTask
 from mpo.seeds import row_seed
 from mpo.training_config import TrainingConfig
@@ -67,14 +69,16 @@ class TrainingOutcome:
 class Training:
     """A training between two steps. All that it draws at random is the order of rows, by seed and pass.
 
-    model: in training; what does not require gradients is frozen. halved: whether forward passes hold half of
-    what they might, as the memory did not hold more. first, last: metrics of those steps.
+    model: in training; what does not require gradients is frozen. ranks: all of them hold the same training.
+    halved: whether forward passes hold half of what they might, as the memory did not hold more. first, last:
+    metrics of those steps.
     """
 
     model: PreTrainedModel
     objective: Objective
     config: TrainingConfig
     seed: int
+    ranks: Ranks = ALONE
     steps_done: int = 0
     halved: bool = False
     first: dict[str, float] = field(default_factory=dict)
@@ -138,30 +142,67 @@ def train_step(training: Training, before: int = 0) -> dict[str, float]:
 
 
 def gradients_within_memory(training: Training, rows: Sequence[int]) -> tuple[float, Mapping[str, float]]:
-    """As `accumulate_gradients`; once in a training, after its passes were halved."""
+    """Leaves the gradients of a step in the weights, of every rank alike; its loss, and sums of metrics over
+    the rows. Where the memory of any rank was short, the passes of all are halved, once in a training."""
+    ranks = training.ranks
+    part = share_of(training, rows)
     if not training.halved:
-        with suppress(torch.OutOfMemoryError):
-            return accumulate_gradients(training, rows)
-        training.halved = True  # only here: the error itself holds on to the memory of the pass
-    return accumulate_gradients(training, rows)
+        shares = ranks.gather_objects(gradients_if_they_fit(training, part))
+        fit = [share for share in shares if share is not None]
+        training.halved = len(fit) < len(shares)
+    if training.halved:
+        fit = ranks.gather_objects(accumulate_gradients(training, part))
+    sum_gradients(ranks, training.trained().values())
+    return added_up(fit)
 
 
-def accumulate_gradients(training: Training, rows: Sequence[int]) -> tuple[float, Mapping[str, float]]:
-    """Leaves the gradients of a step in the weights; its loss, and sums of metrics over the rows."""
+@dataclass(frozen=True)
+class Share:
+    """Rows of a step that one rank computes, and the weight of the whole step."""
+
+    rows: Sequence[int]
+    weight: float
+
+
+def share_of(training: Training, rows: Sequence[int]) -> Share:
+    """This rank's of the rows of a step: not of the passes, which are too few to be dealt out evenly."""
     objective = training.objective
     weight = sum(objective.weight(row) for row in rows) or 1.0  # all weights 0: nothing to learn here
+    places = share(training.ranks, [objective.lengths[row] for row in rows])
+    return Share(rows[places.start : places.stop], weight)
+
+
+def gradients_if_they_fit(training: Training, part: Share) -> tuple[float, Mapping[str, float]] | None:
+    """As `accumulate_gradients`; None where the memory was short."""
+    with suppress(torch.OutOfMemoryError):
+        return accumulate_gradients(training, part)
+    return None  # here, where the error is gone: it holds on to the memory of the pass
+
+
+def accumulate_gradients(training: Training, part: Share) -> tuple[float, Mapping[str, float]]:
+    """Leaves the gradients of a share in the weights; what it adds to the loss and to the metrics' sums."""
+    objective = training.objective
     loss, sums = 0.0, dict[str, float]()
     training.optimizer.zero_grad(set_to_none=True)
-    passes: Iterable[Sequence[int]] = objective.passes(training.model, rows)
+    passes: Iterable[Sequence[int]] = objective.passes(training.model, part.rows) if part.rows else ()
     if training.halved:
-        passes = (part for rows in passes for part in halves(rows))
+        passes = (half for rows in passes for half in halves(rows))
     for together in passes:
-        part, metrics = objective.losses(training.model, together)
-        (part / weight).backward()
-        loss += part.item() / weight
+        summed, metrics = objective.losses(training.model, together)
+        (summed / part.weight).backward()
+        loss += summed.item() / part.weight
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + value.item()
     return loss, sums
+
+
+def added_up(shares: Sequence[tuple[float, Mapping[str, float]]]) -> tuple[float, Mapping[str, float]]:
+    """Losses and sums of all ranks, in their order."""
+    sums = dict[str, float]()
+    for _, of_rank in shares:
+        for name, value in of_rank.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sum(loss for loss, _ in shares), sums
 
 
 def halves(rows: Sequence[int]) -> list[Sequence[int]]:
@@ -207,7 +248,7 @@ def run(
     total: int | None = None,
     keep: Callable[[Path], None] = keep_nothing_else,
 ) -> TrainingOutcome:
-    """Takes the steps that are left; reports each, and hands over checkpoints between them.
+    """Takes the steps that are left; reports each, and has rank 0 hand over checkpoints between them.
 
     before, total: the stage's steps before this training, and in all, where it is one of several; after the
     last step it is for the stage to keep what came of it. keep: adds to a checkpoint what else the stage
@@ -223,8 +264,8 @@ def run(
         reporter.progress(step, total, metrics)
         if training.steps_done == training.total_steps:
             break
-        stopping = reporter.should_stop()
-        if stopping or reporter.checkpoint_due():
+        stopping, due = any_of(training.ranks, reporter.should_stop(), reporter.checkpoint_due())
+        if (stopping or due) and training.ranks.number == 0:
             with handed_over(task, reporter, step) as folder:
                 save(training, folder)
                 keep(folder)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from mpo.dpo.loss import PairLogprobs
 from mpo.dpo.objective import logprobs_of_pairs, pair_passes
 from mpo.errors import StageInterrupted, UnusableModel
 from mpo.policies import load_policy
+from mpo.ranks import ALONE, Ranks, any_of
 from mpo.reporter import StageTask
 from mpo.tokenization import EncodedPair
 
@@ -66,16 +68,22 @@ def pair_logprobs(
     pairs: Sequence[EncodedPair],
     pad_id: int,
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> PairLogprobs:
-    """Log-probabilities of both responses of each pair, in order, on the CPU. Raises StageInterrupted."""
+    """Log-probabilities of both responses of each pair, in order, on the CPU of every rank.
+
+    The passes are the same whoever computes them. Raises StageInterrupted.
+    """
     tokens, lengths = [pair.tokens for pair in pairs], [pair.longest for pair in pairs]
     # Longest first, so that what does not fit the memory fails at once.
     order = sorted(range(len(pairs)), key=lambda row: (-lengths[row], row))
-    logprobs = PairLogprobs(torch.empty(len(pairs)), torch.empty(len(pairs)))
-    for rows in pair_passes(model, order, tokens, lengths):
-        if should_stop():
-            raise StageInterrupted
+    logprobs, stopping = PairLogprobs(torch.zeros(len(pairs)), torch.zeros(len(pairs))), False
+    for rows in islice(pair_passes(model, order, tokens, lengths), ranks.number, None, ranks.count):
+        if stopping := should_stop():
+            break
         found = logprobs_of_pairs(model, [pairs[row] for row in rows], pad_id)
         for side, numbers in zip(logprobs, found, strict=True):
             side[list(rows)] = numbers.cpu()
-    return logprobs
+    if any(any_of(ranks, stopping)):
+        raise StageInterrupted
+    return PairLogprobs(*map(ranks.sum, logprobs))

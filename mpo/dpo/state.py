@@ -18,6 +18,7 @@ from mpo.config import DPOStage
 from mpo.dpo.curriculum import Pass
 from mpo.dpo.loss import PairLogprobs
 from mpo.errors import ReferenceChanged
+from mpo.ranks import ALONE, Ranks
 from mpo.tokenization import EncodedPair
 from mpo.training import TrainingOutcome
 
@@ -39,6 +40,7 @@ class DPOTraining:
     pairs: Sequence[EncodedPair]
     passes: Sequence[Pass]
     reference_sha256: str
+    ranks: Ranks = ALONE
     reference: PairLogprobs | None = None
     outcomes: list[TrainingOutcome] = field(default_factory=list)
 

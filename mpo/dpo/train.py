@@ -15,6 +15,7 @@ from mpo.dpo.state import DPOTraining, restore, save_pass, save_start
 from mpo.errors import EmptySplit, StageInterrupted
 from mpo.packed_models import pack_where_exact
 from mpo.policies import to_training_device
+from mpo.ranks import ALONE, Ranks, any_of
 from mpo.records import read_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.summaries import write_summary
@@ -23,7 +24,7 @@ from mpo.training import STATE_FILE, Training, TrainingOutcome, run
 from mpo.training import restore as restore_steps
 
 
-def train_dpo(task: StageTask, reporter: Reporter) -> None:
+def train_dpo(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None:
     """The stage `dpo`: roles policy, reference, data and perhaps base -> model.
 
     The reference's log-probabilities are computed once, before the first step, and kept in every checkpoint.
@@ -32,7 +33,7 @@ def train_dpo(task: StageTask, reporter: Reporter) -> None:
     reference. Raises EmptySplit, InvalidScores, UnusableModel, NoChatTemplate, ReferenceChanged,
     TrainingDiverged, StageInterrupted.
     """
-    training, counts = open_training(task, reporter)
+    training, counts = open_training(task, reporter, ranks)
     resume = task.resume
     if resume:
         restore(training, resume)
@@ -41,11 +42,15 @@ def train_dpo(task: StageTask, reporter: Reporter) -> None:
             compute_reference(training, task, reporter)
         training.outcomes.append(fit(training, replace(task, resume=resume), reporter))
         training.reference, resume = None, None
+    if ranks.number > 0:
+        return
     save_trained(training.opened, task.one("policy").path, task.output / "model")
     write_summary(task.output, summarize(training) | {"encoding": counts.to_json()})
 
 
-def open_training(task: StageTask, reporter: Reporter) -> tuple[DPOTraining, EncodingCounts]:
+def open_training(
+    task: StageTask, reporter: Reporter, ranks: Ranks = ALONE
+) -> tuple[DPOTraining, EncodingCounts]:
     """The training before its first pass, and what encoding did to its pairs."""
     config, source = task.config, task.one("policy").path
     assert isinstance(config, DPOStage)
@@ -67,7 +72,7 @@ def open_training(task: StageTask, reporter: Reporter) -> tuple[DPOTraining, Enc
     pad_id = terminators(source, tokenizer).pad_id
     digest = weights_digest(task.one("reference").path)
     opened = open_policy(task, "policy")
-    return DPOTraining(config, opened, pad_id, pairs, passes, digest), counts
+    return DPOTraining(config, opened, pad_id, pairs, passes, digest, ranks), counts
 
 
 def compute_reference(training: DPOTraining, task: StageTask, reporter: Reporter) -> None:
@@ -85,18 +90,22 @@ def compute_reference(training: DPOTraining, task: StageTask, reporter: Reporter
             if training.config.engine == "native":
                 pack_where_exact(model, reporter.warn)
             pairs = training.current_pairs()
-            training.reference = pair_logprobs(model, pairs, training.pad_id, reporter.should_stop)
+            training.reference = pair_logprobs(
+                model, pairs, training.pad_id, reporter.should_stop, training.ranks
+            )
     except StageInterrupted:
         if later:  # else there is nothing to keep
             hand_over(training, task, reporter)
         raise
     hand_over(training, task, reporter)
-    if reporter.should_stop():
+    if any(any_of(training.ranks, reporter.should_stop())):
         raise StageInterrupted(step=training.steps_before)
 
 
 def hand_over(training: DPOTraining, task: StageTask, reporter: Reporter) -> None:
-    """A checkpoint of a training whose current pass has taken no step yet."""
+    """A checkpoint, by rank 0, of a training whose current pass has taken no step yet."""
+    if training.ranks.number > 0:
+        return
     with handed_over(task, reporter, training.steps_before) as folder:
         save_start(training, folder)
 
@@ -111,7 +120,7 @@ def fit(training: DPOTraining, task: StageTask, reporter: Reporter) -> TrainingO
     config, pairs = training.pass_config, training.current_pairs()
     objective = PairObjective(pairs, training.reference, config, training.pad_id)
     before_it = dict(training.outcomes[-1].last) if training.outcomes else {}
-    steps = Training(model, objective, config, task.seed, last=before_it)
+    steps = Training(model, objective, config, task.seed, training.ranks, last=before_it)
     if task.resume and (task.resume / STATE_FILE).exists():
         restore_steps(steps, task.resume)
     before, total = training.steps_before, training.total_steps

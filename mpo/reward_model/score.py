@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from mpo.model_tokens import refuse_other_ids
 from mpo.packed_models import pack_where_exact, packed_states, reads_packed_rows, say_nothing
 from mpo.packed_rows import Family, PackedRow, passes_of, tokens_at_once
 from mpo.policies import load_reward_model, score_head, to_training_device
+from mpo.ranks import ALONE, Ranks
 from mpo.records import read_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.folds import differing_folds, fold_reports, prompt_groups
@@ -106,10 +108,10 @@ def row_scores(model: PreTrainedModel, row: PackedRow) -> Tensor:
     return scores.squeeze(-1).float()
 
 
-def score_encoded(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> Tensor:
-    """Rewards of both responses of each pair: fp32, (n, 2), chosen first. Raises UnusableModel where one is
-    not finite."""
-    rewards = _rewards(model, pairs)
+def score_encoded(model: PreTrainedModel, pairs: Sequence[EncodedPair], ranks: Ranks = ALONE) -> Tensor:
+    """Rewards of both responses of each pair: fp32, (n, 2), chosen first, on every rank. Raises UnusableModel
+    where one is not finite."""
+    rewards = _rewards(model, pairs, ranks)
     for row, pair in enumerate(pairs):
         if pair.chosen_ids == pair.rejected_ids:  # rounding must not make one of two equal responses win
             rewards[row, 1] = rewards[row, 0]
@@ -124,18 +126,18 @@ def score_encoded(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> Tenso
 
 
 @torch.no_grad()
-def _rewards(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> Tensor:
-    """(n, 2), fp32, on the CPU; pairs of like length together."""
-    scores, tokens = torch.empty(len(pairs), 2), [pair.tokens for pair in pairs]
+def _rewards(model: PreTrainedModel, pairs: Sequence[EncodedPair], ranks: Ranks) -> Tensor:
+    """(n, 2), fp32, on the CPU; pairs of like length together, the same whoever computes them."""
+    scores, tokens = torch.zeros(len(pairs), 2), [pair.tokens for pair in pairs]
     pad_id = model.config.get_text_config().pad_token_id
     if reads_packed_rows(model):
         order = sorted(range(len(pairs)), key=lambda row: (-tokens[row], row))
         passes: Iterable[list[int]] = passes_of(order, tokens, tokens_at_once(model.device))
     else:
         passes = sorted_batches(tokens, BATCH_PAIRS)
-    for rows in passes:
+    for rows in islice(passes, ranks.number, None, ranks.count):
         scores[rows] = pair_scores(model, [pairs[row] for row in rows], pad_id).cpu()
-    return scores - reward_offset(model)
+    return ranks.sum(scores) - reward_offset(model)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from mpo.errors import TooFewPrompts
 from mpo.hold_out import assign_folds
 from mpo.packed_models import pack_where_exact
 from mpo.policies import new_reward_model, save_model, score_head, to_training_device
+from mpo.ranks import ALONE, Ranks
 from mpo.records import PreferencePair, read_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.engine import fit_reward_model
@@ -24,7 +25,7 @@ from mpo.training import Training, TrainingOutcome, restore, run
 from mpo.trl_engine import padding_tokenizer
 
 
-def train_reward_model(task: StageTask, reporter: Reporter) -> None:
+def train_reward_model(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None:
     """The stage `reward_model`: roles backbone, data, and perhaps base and eval -> model.
 
     Loss: Bradley-Terry, with the pairs' margins and weights. AdamW; the learning rate falls linearly from its
@@ -43,9 +44,9 @@ def train_reward_model(task: StageTask, reporter: Reporter) -> None:
     encoded, counts = _encoded(pairs, tokenizer, config)
     opened = open_trained(task, "backbone", lambda folder: new_reward_model(folder, task.seed))
     score_head(opened.model).requires_grad_(True)  # the head is new, also over a frozen base
-    outcome = _fit(opened.model, PairRows.of(pairs, encoded, config), task, reporter)
+    outcome = _fit(opened.model, PairRows.of(pairs, encoded, config), task, reporter, ranks)
     to_training_device(opened.model).eval()
-    offset = set_reward_offset(opened.model, score_encoded(opened.model, encoded).mean().item())
+    offset = set_reward_offset(opened.model, score_encoded(opened.model, encoded, ranks).mean().item())
     summary: dict[str, object] = {
         "pairs": len(pairs),
         "steps": outcome.steps,
@@ -56,7 +57,9 @@ def train_reward_model(task: StageTask, reporter: Reporter) -> None:
     }
     if "eval" in task.inputs:
         held_out, _ = _encoded(read_pairs(task.one("eval").path), tokenizer, config)
-        summary |= evaluation(opened.model, held_out)
+        summary |= evaluation(opened.model, held_out, ranks)
+    if ranks.number > 0:
+        return
     _save(opened, offset, source, task.output / "model")
     write_summary(task.output, summary)
 
@@ -72,7 +75,9 @@ def training_pairs(path: Path, config: RewardModelStage) -> list[PreferencePair]
     return pairs
 
 
-def _fit(model: PreTrainedModel, rows: PairRows, task: StageTask, reporter: Reporter) -> TrainingOutcome:
+def _fit(
+    model: PreTrainedModel, rows: PairRows, task: StageTask, reporter: Reporter, ranks: Ranks
+) -> TrainingOutcome:
     """Trains the model in place, by the engine that the configuration names."""
     config = task.config
     assert isinstance(config, RewardModelStage)
@@ -83,7 +88,7 @@ def _fit(model: PreTrainedModel, rows: PairRows, task: StageTask, reporter: Repo
     objective = PairRewards(rows, pad_id, config.label_smoothing, config.centring)
     to_training_device(model).train()
     pack_where_exact(model, reporter.warn)
-    training = Training(model, objective, config, task.seed)
+    training = Training(model, objective, config, task.seed, ranks)
     if task.resume:
         restore(training, task.resume)
     return run(training, task, reporter)
@@ -96,11 +101,13 @@ def _save(opened: Opened, offset: float, source: Path, target: Path) -> None:
         save_adapted(opened.base, TRAINED, source, target, extra={"reward_offset": offset})
 
 
-def evaluation(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> dict[str, object]:
+def evaluation(
+    model: PreTrainedModel, pairs: Sequence[EncodedPair], ranks: Ranks = ALONE
+) -> dict[str, object]:
     """Accuracy and calibration on pairs that the model has not seen, beside the length-only baseline."""
     if not pairs:
         return {"eval_pairs": 0}
-    rewards = score_encoded(model, pairs).double()
+    rewards = score_encoded(model, pairs, ranks).double()
     scored = ScoredPairs.of(pairs, (rewards[:, 0] - rewards[:, 1]).tolist())
     return {"eval_pairs": len(pairs), **accuracy_report(scored), **calibration_report(scored)}
 

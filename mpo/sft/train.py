@@ -15,6 +15,7 @@ from mpo.errors import EmptySplit
 from mpo.packed_models import pack_where_exact, reads_packed_rows
 from mpo.packed_rows import passes_of, tokens_at_once
 from mpo.policies import to_training_device
+from mpo.ranks import ALONE, Ranks
 from mpo.records import read_pairs, read_texts
 from mpo.reporter import Reporter, StageTask
 from mpo.sft.loss import response_loss
@@ -57,7 +58,7 @@ class ResponseTokens:
         return response_loss(model, prompts, responses, self.pad_id), {}
 
 
-def train_sft(task: StageTask, reporter: Reporter) -> None:
+def train_sft(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None:
     """The stage `sft`: roles policy, data (pairs or texts) and perhaps base -> model.
 
     AdamW; the learning rate falls linearly from its peak to 0, without warm-up; gradients are clipped to norm
@@ -73,10 +74,12 @@ def train_sft(task: StageTask, reporter: Reporter) -> None:
         raise EmptySplit("There is no row to train on: the data of this stage are empty.", rows=0)
     to_training_device(opened.model).train()
     pack_where_exact(opened.model, reporter.warn)
-    training = Training(opened.model, objective, config, task.seed)
+    training = Training(opened.model, objective, config, task.seed, ranks)
     if task.resume:
         restore(training, task.resume)
     outcome = run(training, task, reporter)
+    if ranks.number > 0:
+        return
     save_trained(opened, source, task.output / "model")
     write_summary(
         task.output,
