@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mpo.config import DPOStage, RewardModelStage, SFTStage, Stage
+from mpo.config import DPOStage, PPOStage, RewardModelStage, SFTStage, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,19 +74,21 @@ def is_spread(config: Stage) -> bool:
     """Whether a stage can run on several ranks: trainings by our own engine. All else runs on one."""
     if isinstance(config, RewardModelStage | DPOStage):
         return config.engine == "native"
-    return isinstance(config, SFTStage)
+    return isinstance(config, SFTStage | PPOStage)
 
 
-def share(ranks: Ranks, sizes: Sequence[int]) -> range:
+def share(ranks: Ranks, sizes: Sequence[int], turn: int = 0) -> range:
     """Places of this rank's part: consecutive, and all parts of as equal size as whole places allow.
 
     sizes: of each place, above 0. A place belongs to the part in which its middle lies; parts may be empty.
+    turn: deals the parts to the ranks in turn, so that the same ones are not left empty every time.
     """
+    number = (ranks.number + turn) % ranks.count
     whole = sum(sizes)
     middles = [end - size / 2 for end, size in zip(accumulate(sizes), sizes, strict=True)]
     owners = [min(int(ranks.count * middle / whole), ranks.count - 1) for middle in middles]
-    start = sum(owner < ranks.number for owner in owners)
-    return range(start, start + owners.count(ranks.number))
+    start = sum(owner < number for owner in owners)
+    return range(start, start + owners.count(number))
 
 
 def any_of(ranks: Ranks, *flags: bool) -> tuple[bool, ...]:

@@ -67,9 +67,12 @@ def pad_responses(
     device: torch.device,
     rows: Tensor | None = None,
 ) -> ResponseBatch:
-    """Token ids as one batch in which every response starts at the same column; no prompt is empty."""
-    before = max(len(p) for p in prompts)
-    width = before + max(len(r) for r in responses)
+    """Token ids as one batch in which every response starts at the same column; no prompt is empty.
+
+    Of no row at all it is a batch without columns, which goes through no network.
+    """
+    before = max((len(p) for p in prompts), default=0)
+    width = before + max((len(r) for r in responses), default=0)
     input_ids = torch.full((len(prompts), width), pad_id)
     attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):

@@ -42,7 +42,7 @@ def run_stage(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
         case "ppo":
             from mpo.ppo.train import train_ppo
 
-            train_ppo(task, reporter)
+            train_ppo(task, reporter, ranks)
         case "evaluate":
             from mpo.evaluation import evaluate
 

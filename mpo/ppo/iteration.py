@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import chain, pairwise
 
+import torch
 from torch import Tensor
 
 from mpo.errors import UnusableModel
@@ -19,6 +20,7 @@ from mpo.ppo.rollouts import Rollouts, RolloutTokens, form_micro_batches, measur
 from mpo.ppo.state import EPISODE, PPOTraining
 from mpo.ppo.stops import nothing_to_learn, passed_max_kl
 from mpo.ppo.update import update
+from mpo.ranks import any_of, share
 from mpo.responses import ResponseBatch
 from mpo.reward_model.score import score_responses
 from mpo.seeds import row_seed
@@ -37,7 +39,9 @@ def iterate(training: PPOTraining, should_stop: Callable[[], bool]) -> dict[str,
     clock.append(time.perf_counter())
     scores = _score(training, rollouts)
     batches = _micro_batches(training, rollouts)
-    tokens = measure_tokens(training.networks, batches, len(rollouts), training.config.temperature)
+    tokens = measure_tokens(
+        training.networks, batches, len(rollouts), training.config.temperature, training.ranks
+    )
     check_finite(training, _named(scores, tokens))
     rewards = penalise_cut_responses(scores, rollouts.was_cut, training.config.missing_eos_penalty)
     old = old_tokens(training, rewards.to(tokens.logprobs.device), tokens)
@@ -68,27 +72,37 @@ def _sample(training: PPOTraining, should_stop: Callable[[], bool]) -> Rollouts 
 
     prompts = [training.prompts[number].token_ids for number in training.chosen_prompts()]
     seeds = [row_seed(training.seed, EPISODE, number) for number in training.episodes]
+    mine = share(training.ranks, [1] * len(prompts))
+    here = slice(mine.start, mine.stop)
     try:
-        rollouts = sample_rollouts(training.networks.policy, prompts, training.sampling, seeds, stop)
+        rollouts = sample_rollouts(
+            training.networks.policy, prompts[here], training.sampling, seeds[here], stop
+        )
     except UnusableModel as error:
         if training.optimizer_steps == 0:
             raise
-        raise diverged(training, "what the policy predicts", range(len(prompts))) from error
-    return None if asked else rollouts
+        raise diverged(training, "what the policy predicts", mine) from error
+    if any(any_of(training.ranks, bool(asked))):
+        return None
+    return Rollouts(prompts, list(chain(*training.ranks.gather_objects(rollouts.responses))))
 
 
 def _score(training: PPOTraining, rollouts: Rollouts) -> Tensor:
     """Scores of the responses as the reward model knows them: with the terminator of its training."""
     terminator = training.terminators.terminator_id
     responses = [response.terminated_ids(terminator) for response in rollouts.responses]
-    return score_responses(training.networks.reward_model, rollouts.prompts, responses)
+    mine = share(training.ranks, rollouts.tokens)
+    here = slice(mine.start, mine.stop)
+    scores = torch.zeros(len(rollouts))
+    scores[here] = score_responses(training.networks.reward_model, rollouts.prompts[here], responses[here])
+    return training.ranks.sum(scores)
 
 
 def _micro_batches(training: PPOTraining, rollouts: Rollouts) -> list[ResponseBatch]:
     policy = training.networks.policy
     vocabulary = policy.config.get_text_config().vocab_size
     steps, pad_id = training.config.mini_batches, training.terminators.pad_id
-    return form_micro_batches(rollouts, steps, vocabulary, pad_id, policy.device)
+    return form_micro_batches(rollouts, steps, vocabulary, pad_id, policy.device, training.ranks)
 
 
 def _named(scores: Tensor, tokens: RolloutTokens) -> dict[str, Tensor | None]:

@@ -11,6 +11,7 @@ from mpo.batches import rows_at_once
 from mpo.generation import SampledResponse, SamplingConfig, sample
 from mpo.logprobs import token_logprobs
 from mpo.ppo.networks import Networks, ValueHead
+from mpo.ranks import ALONE, Ranks, share
 from mpo.responses import (
     ResponseBatch,
     even_parts,
@@ -31,6 +32,11 @@ class Rollouts:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each episode's prompt and response."""
+        return [len(p) + len(r.token_ids) for p, r in zip(self.prompts, self.responses, strict=True)]
 
     @property
     def was_cut(self) -> Tensor:
@@ -70,16 +76,29 @@ def sample_rollouts(
 
 
 def form_micro_batches(
-    rollouts: Rollouts, optimizer_steps: int, vocabulary: int, pad_id: int, device: torch.device
+    rollouts: Rollouts,
+    optimizer_steps: int,
+    vocabulary: int,
+    pad_id: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> list[ResponseBatch]:
-    """The episodes in order, in as many even parts for each optimizer step as the memory bound asks for."""
-    longest = max(
-        len(p) + len(r.token_ids) for p, r in zip(rollouts.prompts, rollouts.responses, strict=True)
-    )
+    """The episodes in order, in as many even parts for each optimizer step as the memory bound asks for.
+
+    Of each part this rank's share, which may be empty: the parts, and so the optimizer steps, are the same on
+    any number of ranks.
+    """
+    tokens = rollouts.tokens
+    longest = max(tokens)
     steps = min(optimizer_steps, len(rollouts))
     rows_a_step = -(-len(rollouts) // steps)
     parts = steps * -(-rows_a_step // rows_at_once(longest, vocabulary))
-    return [_micro_batch(rollouts, rows, pad_id, device) for rows in even_parts(len(rollouts), parts)]
+    batches = list(even_parts(len(rollouts), parts))
+    mine = [share(ranks, tokens[rows.start : rows.stop], turn) for turn, rows in enumerate(batches)]
+    return [
+        _micro_batch(rollouts, rows[here.start : here.stop], pad_id, device)
+        for rows, here in zip(batches, mine, strict=True)
+    ]
 
 
 def _micro_batch(rollouts: Rollouts, rows: range, pad_id: int, device: torch.device) -> ResponseBatch:
@@ -88,20 +107,26 @@ def _micro_batch(rollouts: Rollouts, rows: range, pad_id: int, device: torch.dev
         [rollouts.responses[row].token_ids for row in rows],
         pad_id,
         device,
-        torch.tensor(list(rows), device=device),
+        torch.tensor(list(rows), dtype=torch.long, device=device),
     )
 
 
 @torch.no_grad()
 def measure_tokens(
-    networks: Networks, batches: Sequence[ResponseBatch], episodes: int, temperature: float
+    networks: Networks,
+    batches: Sequence[ResponseBatch],
+    episodes: int,
+    temperature: float,
+    ranks: Ranks = ALONE,
 ) -> RolloutTokens:
     """Old logprobs, entropies, reference logprobs and values, from the micro-batches that the update uses.
+
+    batches: this rank's shares; what comes of them is of all ranks'.
 
     The same tensors through the same weights give the same bits: before the first update every ratio is
     exactly 1, and where policy and reference are equal every KL exactly 0.
     """
-    longest = max(batch.response_mask.shape[1] for batch in batches)
+    longest = max(ranks.gather_objects(max(batch.response_mask.shape[1] for batch in batches)))
     device = batches[0].input_ids.device
     mask = torch.zeros((episodes, longest), dtype=torch.bool, device=device)
     names = ("logprobs", "entropies", "reference_logprobs", "sft_logprobs", "values")
@@ -111,6 +136,8 @@ def measure_tokens(
         columns[name][batch.rows, : numbers.shape[1]] = numbers
 
     for batch in batches:
+        if not len(batch.rows):
+            continue
         mask[batch.rows, : batch.response_mask.shape[1]] = batch.response_mask
         if isinstance(networks.critic, ValueHead):
             logits, states = response_logits_and_states(networks.policy, batch, temperature)
@@ -124,14 +151,16 @@ def measure_tokens(
         keep("reference_logprobs", batch, response_logprobs(networks.reference, batch, temperature))
         if networks.sft is not None:
             keep("sft_logprobs", batch, response_logprobs(networks.sft, batch, temperature))
-    sft_logprobs = columns.pop("sft_logprobs") if networks.sft is not None else None
+    if networks.sft is None:
+        del columns["sft_logprobs"]
+    found = {name: ranks.sum(column) for name, column in columns.items()}  # elsewhere they are 0
     return RolloutTokens(
-        response_mask=mask,
-        logprobs=columns["logprobs"],
-        entropies=columns["entropies"],
-        reference_logprobs=columns["reference_logprobs"],
-        sft_logprobs=sft_logprobs,
-        values=columns["values"],
+        response_mask=ranks.sum(mask.to(torch.uint8)).bool(),
+        logprobs=found["logprobs"],
+        entropies=found["entropies"],
+        reference_logprobs=found["reference_logprobs"],
+        sft_logprobs=found.get("sft_logprobs"),
+        values=found["values"],
     )
 
 

@@ -9,6 +9,7 @@ from mpo.generation import SamplingConfig
 from mpo.ppo.networks import Networks, TrainedNetwork, kept, put_back, weights_of
 from mpo.ppo.prompts import EncodedPrompt
 from mpo.ppo.rollouts import episode_prompts
+from mpo.ranks import ALONE, Ranks
 from mpo.responses import even_parts
 from mpo.seeds import row_seed
 from mpo.tokenization import Terminators
@@ -24,9 +25,9 @@ class PPOTraining:
     """A training between two iterations.
 
     All that it draws at random follows from the seed and the position, so that no generator has to be kept.
-    prompts: distinct. counts: episodes of each iteration. kl_coefficient: of the next iteration.
-    equal_batches: how many iterations in a row had all their rewards equal. stopped: why it ended early.
-    first, last: metrics of the first and the last iteration that ended.
+    prompts: distinct. counts: episodes of each iteration. kl_coefficient: of the next iteration. ranks: they
+    all hold the same training. equal_batches: how many iterations in a row had all their rewards equal.
+    stopped: why it ended early. first, last: metrics of the first and the last iteration that ended.
     """
 
     config: PPOStage
@@ -37,6 +38,7 @@ class PPOTraining:
     counts: list[int]
     trained: list[TrainedNetwork]
     kl_coefficient: float
+    ranks: Ranks = ALONE
     iteration: int = 0
     optimizer_steps: int = 0
     equal_batches: int = 0

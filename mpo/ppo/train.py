@@ -15,13 +15,14 @@ from mpo.ppo.iteration import iterate
 from mpo.ppo.networks import Critic, Networks, ValueHead, check_alike, trained_networks
 from mpo.ppo.prompts import read_distinct_prompts
 from mpo.ppo.state import PPOTraining, episode_counts, restore, save
+from mpo.ranks import ALONE, Ranks, any_of
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.score import reward_offset
 from mpo.summaries import write_summary
 from mpo.tokenization import load_tokenizer, terminators
 
 
-def train_ppo(task: StageTask, reporter: Reporter) -> None:
+def train_ppo(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None:
     """The stage `ppo`: roles policy, reference, reward_model and prompts -> model.
 
     The critic starts as a copy of the reward model, or as a head on the policy that says 0. A role `sft`,
@@ -29,10 +30,12 @@ def train_ppo(task: StageTask, reporter: Reporter) -> None:
     with the KL penalty of Ziegler et al. 2019 (arXiv 1909.08593). Raises EmptySplit, UnusableModel,
     NoChatTemplate, TrainingDiverged, StageInterrupted.
     """
-    training = load_training(task, reporter)
+    training = load_training(task, reporter, ranks)
     if task.resume:
         restore(training, task.resume)
     run(training, task, reporter)
+    if ranks.number > 0:
+        return
     _save_policy(training.networks.policy, task)
     write_summary(
         task.output,
@@ -49,7 +52,7 @@ def train_ppo(task: StageTask, reporter: Reporter) -> None:
     )
 
 
-def load_training(task: StageTask, reporter: Reporter) -> PPOTraining:
+def load_training(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> PPOTraining:
     """The training before its first iteration."""
     config, source = task.config, task.one("policy").path
     assert isinstance(config, PPOStage)
@@ -74,6 +77,7 @@ def load_training(task: StageTask, reporter: Reporter) -> PPOTraining:
         counts=episode_counts(config, len(prompts)),
         trained=trained_networks(networks, config.learning_rate),
         kl_coefficient=config.kl_coefficient,
+        ranks=ranks,
     )
 
 
@@ -123,10 +127,11 @@ def _frozen(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def run(training: PPOTraining, task: StageTask, reporter: Reporter) -> None:
-    """Takes the iterations that are left; reports each, and hands over checkpoints between them."""
-    total = len(training.counts)
+    """Takes the iterations that are left; reports each, and has rank 0 hand over checkpoints between them."""
+    ranks, total = training.ranks, len(training.counts)
     while training.iteration < total and training.stopped is None:
-        metrics = None if reporter.should_stop() else iterate(training, reporter.should_stop)
+        stopping = any(any_of(ranks, reporter.should_stop()))
+        metrics = None if stopping else iterate(training, reporter.should_stop)
         if metrics is None:
             _hand_over(training, task, reporter)
             raise StageInterrupted(iteration=training.iteration)
@@ -135,10 +140,12 @@ def run(training: PPOTraining, task: StageTask, reporter: Reporter) -> None:
             reporter.warn(
                 f"PPO stopped after {training.iteration} of {total} iterations: {training.stopped}."
             )
-        elif training.iteration < total and reporter.checkpoint_due():
+        elif training.iteration < total and any(any_of(ranks, reporter.checkpoint_due())):
             _hand_over(training, task, reporter)
 
 
 def _hand_over(training: PPOTraining, task: StageTask, reporter: Reporter) -> None:
+    if training.ranks.number > 0:
+        return
     with handed_over(task, reporter, training.iteration) as folder:
         save(training, folder)

@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from mpo.gradient_sums import sum_gradients
 from mpo.logprobs import token_logprobs
 from mpo.ppo.failures import diverged
 from mpo.ppo.loss import OldTokens, PolicyTerms, ppo_policy_loss, ppo_value_loss
 from mpo.ppo.networks import Critic, ValueHead
 from mpo.ppo.state import UPDATE_ORDER, PPOTraining
+from mpo.ranks import Ranks
 from mpo.responses import ResponseBatch, even_parts, response_logits_and_states, response_logprobs
 from mpo.seeds import permutation
 
@@ -40,34 +43,56 @@ class UpdateStatistics:
             "grad_norm": self.grad_norm / self.steps,
         }
 
+    def of_all(self, ranks: Ranks) -> "UpdateStatistics":
+        """With what each rank had of its shares; steps, tokens and norms were the whole steps'."""
+        every = ranks.gather_objects(self)
+        return replace(
+            self,
+            policy_loss=sum(one.policy_loss for one in every),
+            value_loss=sum(one.value_loss for one in every),
+            clipped_tokens=sum(one.clipped_tokens for one in every),
+            largest_ratio=max(one.largest_ratio for one in every),
+        )
+
 
 def update(training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens) -> UpdateStatistics:
     """Passes over the micro-batches in random orders, dealt evenly to the optimizer steps of a pass.
 
-    old: (episodes, tokens). The rows of a micro-batch never change within an iteration, or the first ratios
-    would not be exactly 1. Raises TrainingDiverged.
+    batches: this rank's shares. old: (episodes, tokens), of all. The rows of a micro-batch never change
+    within an iteration, or the first ratios would not be exactly 1. Raises TrainingDiverged.
     """
-    config, statistics = training.config, UpdateStatistics()
+    statistics = UpdateStatistics()
+    _take_steps(training, batches, old, statistics)
+    return statistics.of_all(training.ranks)
+
+
+def _take_steps(
+    training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens, statistics: UpdateStatistics
+) -> None:
+    config = training.config
     for epoch in range(config.epochs):
         order = permutation(len(batches), training.seed, UPDATE_ORDER, training.iteration, epoch)
         for part in even_parts(len(batches), config.mini_batches):
             if training.optimizer_steps == config.max_steps:
-                return statistics
+                return
             _optimizer_step(training, [batches[order[place]] for place in part], old, statistics)
-    return statistics
 
 
 def _optimizer_step(
     training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens, statistics: UpdateStatistics
 ) -> None:
-    tokens = torch.stack([batch.response_mask.sum() for batch in batches]).sum()
+    ranks = training.ranks
+    tokens = ranks.sum(torch.stack([batch.response_mask.sum() for batch in batches]).sum())
     for trained in training.trained:
         trained.optimizer.zero_grad(set_to_none=True)
-    for batch in batches:
-        _accumulate(training, batch, old, tokens, statistics)
+    broken = _accumulate_until_broken(training, batches, old, tokens, statistics)
+    if any(everywhere := ranks.gather_objects(broken)):
+        rows = list(chain(*everywhere))
+        raise diverged(training, "the loss", rows, step=training.optimizer_steps + 1)
+    sum_gradients(ranks, chain(*(trained.weights.values() for trained in training.trained)))
     norms = [trained.clip_gradients(training.config.max_grad_norm) for trained in training.trained]
     if not all(map(math.isfinite, norms)):
-        rows = [row for batch in batches for row in batch.rows.tolist()]
+        rows = list(chain(*ranks.gather_objects([row for batch in batches for row in batch.rows.tolist()])))
         raise diverged(training, "a gradient", rows, step=training.optimizer_steps + 1)
     for trained in training.trained:
         trained.step(training.learning_rate())
@@ -77,10 +102,25 @@ def _optimizer_step(
     statistics.grad_norm += norms[0]
 
 
+def _accumulate_until_broken(
+    training: PPOTraining,
+    batches: Sequence[ResponseBatch],
+    old: OldTokens,
+    tokens: Tensor,
+    statistics: UpdateStatistics,
+) -> list[int]:
+    """The rows of the first micro-batch whose loss is not finite; none where all are."""
+    for batch in batches:
+        if len(batch.rows) and not _accumulate(training, batch, old, tokens, statistics):
+            rows: list[int] = batch.rows.tolist()
+            return rows
+    return []
+
+
 def _accumulate(
     training: PPOTraining, batch: ResponseBatch, old: OldTokens, tokens: Tensor, statistics: UpdateStatistics
-) -> None:
-    """Adds a micro-batch's share to the gradients of all networks in training."""
+) -> bool:
+    """Adds a micro-batch's share to the gradients of all networks in training; whether it was finite."""
     here, critic = old.rows(batch.rows, batch.response_mask), training.networks.critic
     if isinstance(critic, ValueHead):
         terms, value = _backward_through_trunk(training, critic, batch, here, tokens)
@@ -88,11 +128,12 @@ def _accumulate(
         terms, value = _backward_apart(training, critic, batch, here, tokens)
     policy_loss, squares = terms.loss.item(), value.item()
     if not (math.isfinite(policy_loss) and math.isfinite(squares)):
-        raise diverged(training, "the loss", batch.rows.tolist(), step=training.optimizer_steps + 1)
+        return False
     statistics.policy_loss += policy_loss
     statistics.value_loss += squares
     statistics.clipped_tokens += int(terms.clipped_tokens)
     statistics.largest_ratio = max(statistics.largest_ratio, terms.largest_ratio.item())
+    return True
 
 
 def _backward_through_trunk(

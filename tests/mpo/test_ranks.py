@@ -14,10 +14,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from mpo.config import DPOStage, EvaluateStage, RewardModelStage, ScoreStage, SFTStage, Stage
+from mpo.config import DPOStage, EvaluateStage, PPOStage, RewardModelStage, ScoreStage, SFTStage, Stage
 from mpo.errors import RankFailed, StageInterrupted, TrainingDiverged
 from mpo.process_group import ProcessGroup
 from mpo.ranks import ALONE, OneRank, is_spread, share
@@ -27,7 +26,7 @@ from mpo.reward_model.objective import PairRewards
 from mpo.stages import run_stage as run_alone
 from tests.mpo import two_ranks
 from tests.mpo.tiny import RecordingReporter, task_of, word_pairs, write_policy
-from tests.mpo.two_ranks import TwoRanks
+from tests.mpo.two_ranks import Run, TwoRanks, assert_alike, weights
 
 PAIRS = 25
 STEPS = {"batch_pairs": 8, "max_prompt_tokens": 24, "max_response_tokens": 12}
@@ -42,7 +41,6 @@ CONFIGS: dict[str, Stage] = {
     "reward_model_lora": RewardModelStage(**STEPS, learning_rate=1e-3, lora=LORA),
     "dpo_lora": DPOStage(**STEPS, learning_rate=1e-2, lora=LORA),
 }
-Run = Callable[..., list[Any]]
 ROLES = {"sft": "policy", "reward_model": "backbone", "dpo": "policy"}
 
 
@@ -56,22 +54,15 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pairs() -> Iterator[TwoRanks]:
-    started = TwoRanks()
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
-def two(pairs: TwoRanks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    with pairs.pair(tmp_path_factory.mktemp("two")) as run:
+def two(rank_pairs: TwoRanks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    with rank_pairs.pair(tmp_path_factory.mktemp("two")) as run:
         yield run
 
 
 @pytest.fixture
-def doomed(pairs: TwoRanks, tmp_path: Path) -> Iterator[Run]:
+def doomed(rank_pairs: TwoRanks, tmp_path: Path) -> Iterator[Run]:
     """Two ranks of a test's own, which it may fail."""
-    with pairs.pair(tmp_path) as run:
+    with rank_pairs.pair(tmp_path) as run:
         yield run
 
 
@@ -84,22 +75,9 @@ def task_for(house: Path, output: Path, config: Stage, resume: Path | None = Non
     return task_of(config, output, inputs, resume=resume)
 
 
-def weights(task: StageTask) -> torch.Tensor:
-    tensors = load_file(task.output / "model" / "model.safetensors")
-    return torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
-
-
 def summary(task: StageTask) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((task.output / "summary.json").read_text())
     return found
-
-
-def assert_alike(found: list[Any], expected: list[Any]) -> None:
-    """Steps of two runs: every number to 1e-5."""
-    assert len(found) == len(expected) > 0
-    for (step, total, metrics), (step_alone, total_alone, alone) in zip(found, expected, strict=True):
-        assert (step, total) == (step_alone, total_alone)
-        assert metrics == pytest.approx(alone, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -211,8 +189,8 @@ def die_on_the_second_rank(group: ProcessGroup, task: StageTask) -> None:
         two_ranks.run_stage(group, task)
 
 
-def test_a_rank_that_is_silent_is_waited_for_so_long(pairs: TwoRanks, tmp_path: Path) -> None:
-    with pairs.pair(tmp_path, patience=timedelta(seconds=2)) as run:
+def test_a_rank_that_is_silent_is_waited_for_so_long(rank_pairs: TwoRanks, tmp_path: Path) -> None:
+    with rank_pairs.pair(tmp_path, patience=timedelta(seconds=2)) as run:
         error, _ = run(be_silent_on_the_second_rank)
     assert isinstance(error, RankFailed)
     assert "did not answer within 2 seconds" in str(error)
@@ -236,15 +214,15 @@ def test_one_rank_waits_for_nobody() -> None:
     assert ALONE.gather_objects("a") == ["a"]
 
 
-@given(sizes=st.lists(st.integers(1, 100), max_size=20), count=st.integers(1, 5))
-def test_shares_hold_every_place_once_and_differ_by_the_largest_at_most(sizes: list[int], count: int) -> None:
-    shares = [share(OneRank(number, count), sizes) for number in range(count)]
+@given(sizes=st.lists(st.integers(1, 100), max_size=20), count=st.integers(1, 5), turn=st.integers(0, 9))
+def test_shares_hold_every_place_once_and_are_of_like_sizes(sizes: list[int], count: int, turn: int) -> None:
+    shares = [share(OneRank((part - turn) % count, count), sizes, turn) for part in range(count)]
     assert [place for part in shares for place in part] == list(range(len(sizes)))
     totals = [sum(sizes[place] for place in part) for part in shares]
     assert max(totals) - min(totals) <= 2 * max(sizes, default=0)
 
 
 def test_trainings_of_our_own_engine_are_spread() -> None:
-    spread = [SFTStage(), RewardModelStage(), DPOStage()]
+    spread = [SFTStage(), RewardModelStage(), DPOStage(), PPOStage()]
     alone = [RewardModelStage(engine="trl"), DPOStage(engine="trl"), ScoreStage(), EvaluateStage()]
-    assert [is_spread(config) for config in (*spread, *alone)] == [True] * 3 + [False] * 4
+    assert [is_spread(config) for config in (*spread, *alone)] == [True] * 4 + [False] * 4

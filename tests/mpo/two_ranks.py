@@ -12,7 +12,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
 from mpo.errors import StageInterrupted
 from mpo.leading import take_part
@@ -21,6 +23,9 @@ from mpo.reporter import SilentReporter, StageTask
 from tests.mpo.tiny import RecordingReporter
 
 PATIENCE = timedelta(seconds=60)
+Run = Callable[..., list[Any]]
+"""Has both ranks do something: what `TwoRanks.pair` gives."""
+
 spawning, forking = multiprocessing.get_context("spawn"), multiprocessing.get_context("fork")
 
 
@@ -34,7 +39,7 @@ class TwoRanks:
         theirs.close()
 
     @contextmanager
-    def pair(self, folder: Path, patience: timedelta = PATIENCE) -> Iterator[Callable[..., list[Any]]]:
+    def pair(self, folder: Path, patience: timedelta = PATIENCE) -> Iterator[Run]:
         """A fresh pair. Called with a case and its arguments, gives what it returned on either rank, or the
         error that it raised there; None of a rank that was killed. The first case that raises is the last."""
         self._ask("start", folder / "meeting", patience)
@@ -121,3 +126,17 @@ def interrupt_stage(group: ProcessGroup, task: StageTask, step: int, kept: Path)
     except StageInterrupted:
         return reporter.steps
     raise AssertionError("the stage has ended")
+
+
+def weights(task: StageTask) -> torch.Tensor:
+    tensors = load_file(task.output / "model" / "model.safetensors")
+    return torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
+
+
+def assert_alike(found: list[Any], expected: list[Any]) -> None:
+    """Steps of two runs: every number to 1e-5."""
+    assert len(found) == len(expected) > 0
+    for (step, total, metrics), (step_alone, total_alone, alone) in zip(found, expected, strict=True):
+        assert (step, total) == (step_alone, total_alone)
+        speeds = {name: value for name, value in metrics.items() if name.endswith("_per_second")}
+        assert metrics == pytest.approx(alone | speeds, rel=1e-5, abs=1e-6)
