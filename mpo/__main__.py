@@ -5,9 +5,16 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mpo.errors import InvalidSpec, StageFailed, StageInterrupted
+from mpo.errors import InvalidSpec, MPOError, StageFailed, StageInterrupted
+from mpo.rank_environment import is_launched
+
+if TYPE_CHECKING:
+    from mpo.pipeline import RunRequest
 
 DONE, FAILED, INVALID, PAUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -18,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     run = command.add_subparsers(dest="command", required=True).add_parser(
         "run",
         help="run a whole plan in one process; run it again on the same folder to resume",
+        description="Runs a whole plan in one process, or in those that torchrun starts on one machine.",
         epilog="Exit status: 0 done, 1 a stage failed, 2 bad arguments or spec, 3 paused, 130 interrupted.",
     )
     run.add_argument("spec", type=Path, help="the native spec of a job, YAML or JSON")
@@ -64,7 +72,23 @@ def _run(given: argparse.Namespace) -> str | None:
         given.accept_weak,
         _stop_on_signals(),
     )
-    return run_plan(request)
+    return _run_on_ranks(request) if is_launched() else run_plan(request)
+
+
+def _run_on_ranks(request: "RunRequest") -> str | None:
+    """The same as one of several processes: the first runs the plan, the others help where they can."""
+    from mpo.leading import follow, lead
+    from mpo.pipeline import run_plan
+    from mpo.process_group import ProcessGroup
+
+    with ProcessGroup.launched() as group:
+        if group.number == 0:
+            return run_plan(replace(request, perform=partial(lead, group)))
+        try:
+            follow(group, request.stop.is_set)
+        except MPOError as error:
+            raise StageFailed(f"rank {group.number}: {error.detail}", code=error.code) from error
+        return None
 
 
 def _stop_on_signals() -> threading.Event:

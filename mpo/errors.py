@@ -103,16 +103,16 @@ class RankFailed(MPOError):
     retryable = True
 
 
-class TooFewDevices(MPOError):
-    """There are fewer GPUs than processes that are to train together."""
-
-    code = "too_few_devices"
-
-
 class InvalidSpec(MPOError):
     """What a run is asked to do cannot be done as it is written."""
 
     code = "invalid_spec"
+
+
+class TooFewDevices(InvalidSpec):
+    """There are fewer GPUs than processes that are to train together."""
+
+    code = "too_few_devices"
 
 
 class StageFailed(MPOError):

@@ -1,6 +1,7 @@
 """Stages on several ranks: rank 0 leads through a plan, the others take part where a stage can be spread."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from mpo.errors import StageInterrupted
 from mpo.process_group import ProcessGroup
@@ -22,9 +23,10 @@ def lead(group: ProcessGroup, task: StageTask, reporter: Reporter) -> None:
 
 
 def follow(group: ProcessGroup, should_stop: Callable[[], bool]) -> None:
-    """Takes part in every stage that rank 0 leads, until it closes its group. Raises mpo.errors.*."""
+    """Takes part in every stage that rank 0 leads, until it leaves its group. Raises mpo.errors.*."""
     while (task := group.next_task()) is not None:
-        take_part(group, task, SilentReporter(should_stop))
+        with suppress(StageInterrupted):  # rank 0 says so, and ends
+            take_part(group, task, SilentReporter(should_stop))
 
 
 def take_part(group: ProcessGroup, task: StageTask, reporter: Reporter) -> None:

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -31,7 +31,7 @@ from mpo.plan import (
     resolve,
 )
 from mpo.report import Summary, build_report
-from mpo.reporter import StageInput, StageTask
+from mpo.reporter import Reporter, StageInput, StageTask
 from mpo.run_folders import FolderReporter, StageFolder, clock, file_digest, folder_digest
 from mpo.stages import run_stage
 from mpo.summaries import SUMMARY
@@ -49,7 +49,8 @@ class RunRequest:
     """What to run, on which files, into which folder.
 
     pairs, eval_pairs: JSON Lines, plain or gzip, in any accepted shape. accept_weak: go on though the reward
-    model is weak. stop: set by whoever wants the run to end at the next checkpoint.
+    model is weak. stop: set by whoever wants the run to end at the next checkpoint. perform: how to run a
+    stage with the help of other processes; None: this one runs all of them alone.
     """
 
     spec: JobSpec
@@ -61,6 +62,7 @@ class RunRequest:
     accept_weak: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     console: TextIO = field(default_factory=lambda: sys.stdout)
+    perform: Callable[[StageTask, Reporter], None] | None = None
 
 
 def read_spec(path: Path) -> JobSpec:
@@ -235,8 +237,9 @@ def _run_stage(run: Run, stage: PlannedStage, folder: StageFolder, title: str) -
     seconds = stage.config.checkpoint_seconds if isinstance(stage.config, TrainingConfig) else 0.0
     reporter = FolderReporter(folder, title, seconds, run.request.stop, run.request.console)
     reporter.print("resumed" if resume else "started")
+    perform = run.request.perform or run_stage
     try:
-        run_stage(StageTask(stage.config, inputs, folder.path, stage.seed, resume), reporter)
+        perform(StageTask(stage.config, inputs, folder.path, stage.seed, resume), reporter)
     except StageInterrupted:
         raise
     except MPOError as error:

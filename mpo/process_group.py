@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -110,11 +110,17 @@ class ProcessGroup:
         task: StageTask = pickle.loads(self._store.get(key))  # noqa: S301  # of our own processes
         return task
 
-    def close(self) -> None:
-        """The others need not wait any more."""
-        with suppress(RuntimeError):
-            self._store.set(ENDED, "")
-        dist.destroy_process_group()
+    def __enter__(self) -> Self:
+        """It is left at the end of the block, however that comes."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Where rank 0 leaves, the others need not wait for work any more."""
+        if self.number == 0:
+            with suppress(RuntimeError):
+                self._store.set(ENDED, "")
+        if kind is None:  # else it may have broken, and its end would wait for what never comes
+            dist.destroy_process_group()
 
 
 def _refuse_shared_devices(count: int) -> None:

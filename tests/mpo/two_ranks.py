@@ -4,6 +4,7 @@ A case is a function of a module, called in either process with the rank's group
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -100,15 +101,14 @@ def _answer(pipe: Connection) -> Any:
 
 
 def _serve(pipe: Connection, meeting: Path, number: int, patience: timedelta) -> None:
-    group = ProcessGroup.joined(meeting, number, 2, patience)
-    while (asked := pipe.recv()) is not None:
-        case, *arguments = asked
-        try:
-            pipe.send(case(group, *arguments))
-        except Exception as error:
-            pipe.send(error)
-            return
-    group.close()
+    with ProcessGroup.joined(meeting, number, 2, patience) as group:
+        while (asked := pipe.recv()) is not None:
+            case, *arguments = asked
+            try:
+                pipe.send(case(group, *arguments))
+            except Exception as error:
+                pipe.send(error)
+                os._exit(1)
 
 
 def run_stage(group: ProcessGroup, task: StageTask) -> list[Any]:
