@@ -93,6 +93,11 @@ class Settings(BaseSettings):
     torch_threads: NonNegativeInt = Field(
         0, description="CPU threads of a training child; 0 = torch's choice."
     )
+    ranks: PositiveInt = Field(
+        1,
+        description="Processes that train together in a run of a gpu worker, which then takes one run at a "
+        "time: as many as it has GPUs. They share MPO_TORCH_THREADS.",
+    )
 
     @property
     def broker_url(self) -> str:

@@ -1,6 +1,7 @@
 """The child's side: runs one unit of work in a process group of its own and reports over a pipe.
 
 Forked from a server that has the libraries imported already. When the worker dies, so does the whole group.
+Of a training on several ranks the child is the first, and forks the others.
 """
 
 import json
@@ -15,6 +16,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,14 +27,20 @@ from core import logs
 from core.logs import bind
 from mpo.config import Stage
 from mpo.errors import StageInterrupted
-from mpo.reporter import StageInput, StageTask
+from mpo.ranks import is_spread
+from mpo.reporter import Reporter, SilentReporter, StageInput, StageTask
 from workers.child_protocol import Checkpointed, ChildTask, Done, Failed, Progress, Rows, Stopped, Warned
 from workers.device_use import device_in_use, lock_file
 from workers.failures import failed
+from workers.followers import start_followers
 
 NAMED_LIBRARIES = ("torch", "transformers", "trl", "numpy", "pyarrow")
 STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
 NICENESS = 5
+OTHER_WORK = frozenset({"validate_dataset", "compare"})
+"""Kinds that are no stage of a plan."""
+MEETING = "meeting"
+"""The file, beside the log, by which the ranks of a training find each other."""
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +89,30 @@ def main(task: ChildTask, pipe: Connection, life: Connection) -> None:
     """Entry of the child process."""
     os.setsid()
     _yield_to_answers()
-    threading.Thread(target=_die_with_worker, args=(life,), daemon=True).start()
     reporter = PipeReporter(pipe, float(task.config.get("checkpoint_seconds", 300.0)))
     _log_to(task.log)
+    if (count := ranks_of(task)) > 1:
+        start_followers(count, partial(_follow, task, reporter, life))
+    threading.Thread(target=_die_with_worker, args=(life,), daemon=True).start()
     with bind(**task.log_fields):
         logger.info("begins in process %d", os.getpid())
-        outcome = _outcome(task, reporter)
+        outcome = _outcome(task, reporter, count)
         logger.info("ends: %s", outcome.code if isinstance(outcome, Failed) else type(outcome).__name__)
     pipe.send(outcome)
+
+
+def ranks_of(task: ChildTask) -> int:
+    """Processes that do it together: more than one only of a training that can be spread."""
+    if task.ranks == 1 or task.kind in OTHER_WORK:
+        return 1
+    return task.ranks if is_spread(STAGE.validate_python(dict(task.config))) else 1
+
+
+def _follow(task: ChildTask, reporter: PipeReporter, life: Connection, number: int) -> None:
+    """A follower's whole life; what it fails of, the first rank reports. reporter: hears of stops alone."""
+    threading.Thread(target=_die_with_worker, args=(life,), daemon=True).start()
+    with suppress(StageInterrupted):
+        _run_stage(task, SilentReporter(reporter.should_stop), number)
 
 
 def _yield_to_answers() -> None:
@@ -102,7 +126,7 @@ def _yield_to_answers() -> None:
         Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
-def _outcome(task: ChildTask, reporter: PipeReporter) -> Done | Stopped | Failed:
+def _outcome(task: ChildTask, reporter: PipeReporter, ranks: int) -> Done | Stopped | Failed:
     try:
         _perform(task, reporter)
     except StageInterrupted:
@@ -110,7 +134,7 @@ def _outcome(task: ChildTask, reporter: PipeReporter) -> Done | Stopped | Failed
     except Exception as error:  # the border: every failure becomes a row that a person can read
         traceback.print_exc()
         return failed(error)
-    return _done()
+    return _done(ranks)
 
 
 def _perform(task: ChildTask, reporter: PipeReporter) -> None:
@@ -122,17 +146,33 @@ def _perform(task: ChildTask, reporter: PipeReporter) -> None:
         _run_stage(task, reporter)
 
 
-def _run_stage(task: ChildTask, reporter: PipeReporter) -> None:
+def _run_stage(task: ChildTask, reporter: Reporter, number: int = 0) -> None:
+    """number: this process's among the ranks of the task."""
     from mpo.stages import run_stage
 
     config = STAGE.validate_python(dict(task.config))
-    if config.slot == "gpu" and task.torch_threads:
+    count = ranks_of(task)
+    if config.slot == "gpu":
+        _share_cores(task.torch_threads, count)
+    inputs = {role: tuple(StageInput(i.name, i.path) for i in found) for role, found in task.inputs.items()}
+    stage = StageTask(config, inputs, task.output, task.seed, task.resume)
+    with device_in_use(lock_file()) if config.slot == "gpu" else nullcontext():
+        if count == 1:
+            run_stage(stage, reporter)
+            return
+        from mpo.leading import take_part
+        from mpo.process_group import ProcessGroup
+
+        with ProcessGroup.joined(task.log.with_name(MEETING), number, count) as group:
+            take_part(group, stage, reporter)
+
+
+def _share_cores(threads: int, ranks: int) -> None:
+    """threads: of all ranks together; 0 = as many as torch would take."""
+    if threads or ranks > 1:
         import torch
 
-        torch.set_num_threads(task.torch_threads)
-    inputs = {role: tuple(StageInput(i.name, i.path) for i in found) for role, found in task.inputs.items()}
-    with device_in_use(lock_file()) if config.slot == "gpu" else nullcontext():
-        run_stage(StageTask(config, inputs, task.output, task.seed, task.resume), reporter)
+        torch.set_num_threads(max(1, (threads or torch.get_num_threads()) // ranks))
 
 
 def _validate(task: ChildTask, reporter: PipeReporter) -> None:
@@ -173,18 +213,19 @@ def _write_summary(task: ChildTask, summary: Mapping[str, object]) -> None:
     (task.output / "summary.json").write_text(json.dumps(summary, allow_nan=False))
 
 
-def _done() -> Done:
+def _done(ranks: int) -> Done:
     # ru_maxrss counts kibibytes on Linux, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     versions = {name: version(name) for name in NAMED_LIBRARIES if name in sys.modules}
-    return Done(peak, {"python": platform.python_version(), **versions}, _hardware())
+    return Done(peak, {"python": platform.python_version(), **versions}, _hardware(ranks))
 
 
-def _hardware() -> str:
+def _hardware(ranks: int) -> str:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name(0))
+        name = str(torch.cuda.get_device_name(0))
+        return name if ranks == 1 else f"{ranks} x {name}"
     return f"{platform.machine()}, {os.cpu_count()} cores"
 
 

@@ -30,6 +30,8 @@ class ChildTask:
     redis_url: str
     log_fields: Mapping[str, str | int] = field(default_factory=dict)
     """What the worker binds to its own log lines of this run."""
+    ranks: int = 1
+    """Processes that may train together."""
 
 
 @dataclass(frozen=True)

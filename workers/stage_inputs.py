@@ -50,6 +50,7 @@ def fetch(claimed: ClaimedRun, folder: Path, storage: Storage) -> ChildTask:
         log=folder / "log",
         torch_threads=settings().torch_threads,
         redis_url=settings().redis_url.get_secret_value(),
+        ranks=settings().ranks,
     )
 
 

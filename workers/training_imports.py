@@ -6,6 +6,7 @@ import trl
 
 import mpo.dpo.train
 import mpo.evaluation
+import mpo.leading
 import mpo.ppo.train
 import mpo.reward_model.score
 import mpo.reward_model.train

@@ -109,6 +109,14 @@ def test_a_resumed_training_equals_the_uninterrupted_one(
     assert torch.equal(weights(rest), weights(whole))
 
 
+def test_a_training_goes_on_with_another_number_of_ranks(two: Run, house: Path, tmp_path: Path) -> None:
+    config, kept = CONFIGS["reward_model"], tmp_path / "kept"
+    run_alone(task_for(house, tmp_path / "alone", config), alone := RecordingReporter())
+    first, _ = two(two_ranks.interrupt_stage, task_for(house, tmp_path / "first", config), 3, kept)
+    run_alone(task_for(house, tmp_path / "rest", config, resume=kept), rest := RecordingReporter())
+    assert_alike(first + rest.steps, alone.steps)
+
+
 def test_all_stop_where_one_is_asked_to(two: Run, house: Path, tmp_path: Path) -> None:
     task = task_for(house, tmp_path, CONFIGS["reward_model"])
     reported, _ = two(stop_the_second_rank, task)

@@ -7,6 +7,7 @@ import pytest
 
 from core import queue
 from core.database import open_transaction
+from core.settings import settings
 from core.storage import MANIFEST, Storage, storage
 from core.tables import Run
 from core.work_items import ClaimedRun, NewRun
@@ -103,3 +104,12 @@ def test_a_run_that_left_less_than_its_kind_promises_fails_and_is_not_done_again
     with open_transaction() as tx:
         run = tx.session.get_one(Run, claimed.id)
     assert (run.state, (run.error or {})["message"]) == ("failed", "The sft left no model, its output model")
+
+
+def test_a_child_is_told_of_the_worker_s_ranks(
+    claimed: ClaimedRun, tmp_path: Path, settings_env: pytest.MonkeyPatch
+) -> None:
+    assert fetch(claimed, tmp_path / "one", storage()).ranks == 1
+    settings_env.setenv("MPO_RANKS", "4")
+    settings.cache_clear()
+    assert fetch(claimed, tmp_path / "four", storage()).ranks == 4
