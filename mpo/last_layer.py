@@ -40,10 +40,16 @@ def last_layer_at(model: PreTrainedModel | AdaptedModel, places: Tensor) -> Iter
             hook.remove()
 
 
-def _feed_forward(model: PreTrainedModel) -> nn.Module | None:
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
+    """A model's layers in order, where it has them by a usual name."""
     for name in ("layers", "h"):
         layers: Any = getattr(model.base_model, name, None)
         if isinstance(layers, nn.ModuleList) and layers:
-            part = getattr(layers[-1], "mlp", None)
-            return part if isinstance(part, nn.Module) else None
+            return layers
     return None
+
+
+def _feed_forward(model: PreTrainedModel) -> nn.Module | None:
+    layers = decoder_layers(model)
+    part = None if layers is None else getattr(layers[-1], "mlp", None)
+    return part if isinstance(part, nn.Module) else None

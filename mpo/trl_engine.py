@@ -188,9 +188,10 @@ def engine_config(kind: Callable[..., C], task: StageTask, rows: int, **loss: ob
         optim="adamw_torch",
         max_grad_norm=1.0,
         seed=task.seed,
-        # TRL turns these three on, or to 1,024, where they are left open.
+        # TRL turns these three on, or to 1,024, where they are left open; activations too are kept, not
+        # recomputed, unless asked.
         bf16=False,
-        **{RECOMPUTE: False},
+        **{RECOMPUTE: config.gradient_checkpointing},
         max_length=None,
         disable_dropout=True,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -16,6 +16,7 @@ from mpo.errors import EmptySplit, StageInterrupted
 from mpo.packed_models import pack_where_exact
 from mpo.policies import to_training_device
 from mpo.ranks import ALONE, Ranks, any_of
+from mpo.recomputation import recompute_layers
 from mpo.records import read_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.summaries import write_summary
@@ -117,6 +118,8 @@ def fit(training: DPOTraining, task: StageTask, reporter: Reporter) -> TrainingO
     assert training.reference is not None
     model = to_training_device(training.opened.model).train()
     pack_where_exact(model, reporter.warn)
+    if training.config.gradient_checkpointing:
+        recompute_layers(model, reporter.warn)
     config, pairs = training.pass_config, training.current_pairs()
     objective = PairObjective(pairs, training.reference, config, training.pad_id)
     before_it = dict(training.outcomes[-1].last) if training.outcomes else {}

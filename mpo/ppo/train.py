@@ -16,6 +16,7 @@ from mpo.ppo.networks import Critic, Networks, ValueHead, check_alike, trained_n
 from mpo.ppo.prompts import read_distinct_prompts
 from mpo.ppo.state import PPOTraining, episode_counts, restore, save
 from mpo.ranks import ALONE, Ranks, any_of
+from mpo.recomputation import recompute_layers
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.score import reward_offset
 from mpo.summaries import write_summary
@@ -68,6 +69,8 @@ def load_training(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> 
     networks = load_networks(task, config)
     for network in networks.whole():
         pack_where_exact(network, reporter.warn)
+        if config.gradient_checkpointing:
+            recompute_layers(network, reporter.warn)
     return PPOTraining(
         config=config,
         seed=task.seed,

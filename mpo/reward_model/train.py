@@ -12,6 +12,7 @@ from mpo.hold_out import assign_folds
 from mpo.packed_models import pack_where_exact
 from mpo.policies import new_reward_model, save_model, score_head, to_training_device
 from mpo.ranks import ALONE, Ranks
+from mpo.recomputation import recompute_layers
 from mpo.records import PreferencePair, read_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.engine import fit_reward_model
@@ -88,6 +89,8 @@ def _fit(
     objective = PairRewards(rows, pad_id, config.label_smoothing, config.centring)
     to_training_device(model).train()
     pack_where_exact(model, reporter.warn)
+    if config.gradient_checkpointing:
+        recompute_layers(model, reporter.warn)
     training = Training(model, objective, config, task.seed, ranks)
     if task.resume:
         restore(training, task.resume)

@@ -16,6 +16,7 @@ from mpo.packed_models import pack_where_exact, reads_packed_rows
 from mpo.packed_rows import passes_of, tokens_at_once
 from mpo.policies import to_training_device
 from mpo.ranks import ALONE, Ranks
+from mpo.recomputation import recompute_layers
 from mpo.records import read_pairs, read_texts
 from mpo.reporter import Reporter, StageTask
 from mpo.sft.loss import response_loss
@@ -74,6 +75,8 @@ def train_sft(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
         raise EmptySplit("There is no row to train on: the data of this stage are empty.", rows=0)
     to_training_device(opened.model).train()
     pack_where_exact(opened.model, reporter.warn)
+    if config.gradient_checkpointing:
+        recompute_layers(opened.model, reporter.warn)
     training = Training(opened.model, objective, config, task.seed, ranks)
     if task.resume:
         restore(training, task.resume)

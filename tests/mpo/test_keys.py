@@ -8,6 +8,7 @@ from mpo.job_spec import JobSpec
 from mpo.keys import canonical_json, result_config, stage_key
 from mpo.plan import expand
 from mpo.presets import SEEDS, reseeded
+from mpo.training_config import TrainingConfig
 
 PRESETS = ("mpo", "sft", "reward_model", "dpo", "ppo")
 
@@ -31,6 +32,13 @@ def test_a_key_is_the_digest_of_one_canonical_object(preset: str) -> None:
 def test_only_the_seeds_of_a_preset_s_stages_depend_on_the_job_s(preset: str, seed: int) -> None:
     template = expand(_spec(preset, 3), model="tiny", dataset="ds_1")
     assert reseeded(template, seed) == expand(_spec(preset, seed), model="tiny", dataset="ds_1")
+
+
+def test_what_is_recomputed_changes_no_key() -> None:
+    for stage in expand(_spec("mpo", 7), model="tiny", dataset="ds_1"):
+        if isinstance(stage.config, TrainingConfig):
+            other = stage.config.model_copy(update={"gradient_checkpointing": True})
+            assert stage_key(other, {}, 7) == stage_key(stage.config, {}, 7)
 
 
 def _spec(preset: str, seed: int) -> JobSpec:
