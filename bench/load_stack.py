@@ -27,7 +27,7 @@ GENERATOR = "generator"
 
 @dataclass
 class Stack:
-    """A running stack. Its database is read only to count."""
+    """A running stack. Its database is read only to count, and for what its times tell."""
 
     state: Path
     url: str
@@ -81,6 +81,15 @@ class Stack:
             "WHERE job_id = ANY(%s) AND kind = 'hold_out' AND started_at IS NOT NULL"
         )
         return [float(row[0]) for row in self._query(statement, list(jobs))]
+
+    def steps_by_time(self, run_id: str) -> list[tuple[float, int]]:
+        """When a run's steps were written down, in seconds since 1970, and the last of them each time."""
+        # Those of about a second are written in one transaction, which xmin names.
+        statement = (
+            "SELECT extract(epoch FROM max(created_at)), max(step) FROM metrics "
+            "WHERE run_id = %s GROUP BY xmin::text ORDER BY 1"
+        )
+        return [(float(moment), int(step)) for moment, step in self._query(statement, run_id)]
 
     def processes(self) -> dict[str, int]:
         """Process ids by the name that the supervisor knows them by, and this process's own."""

@@ -18,7 +18,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 def memory_row(folder: Path, like: Path) -> list[str]:
     """A row of the table. like: whose tokenizer the models have."""
     folder.mkdir(parents=True)
-    models = [_write_model(folder / f"model-{number}", like, number) for number in range(MODELS)]
+    models = [write_model(folder / f"model-{number}", like, number) for number in range(MODELS)]
     size = sum(file.stat().st_size for file in models[0].glob("*.safetensors"))
     environment = {
         "MPO_MODELS": os.pathsep.join(map(str, models)),
@@ -38,16 +38,17 @@ def memory_row(folder: Path, like: Path) -> list[str]:
     return [what, shown, "–", f"{last / after_warm:.2f}"]
 
 
-def _write_model(folder: Path, like: Path, seed: int) -> Path:
+def write_model(folder: Path, like: Path, seed: int, width: int = 512) -> Path:
+    """A Llama of four layers and random weights. like: whose tokenizer it has; width: of hidden states."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(like)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=512,
-        intermediate_size=1408,
+        hidden_size=width,
+        intermediate_size=11 * width // 4,
         num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         max_position_embeddings=256,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
