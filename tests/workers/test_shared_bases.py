@@ -62,6 +62,7 @@ def ask(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[An
         patch.setenv("MPO_DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:1/none")
         patch.setenv("MPO_REDIS_URL", redis_url)
         patch.setenv("MPO_STORE_URL", f"file://{tmp_path_factory.mktemp('store')}")
+        patch.setenv("MPO_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
         settings.cache_clear()
         with running_sampler(), connect() as redis:
             redis.set("mpo:sampler:alive", "test", ex=600)
