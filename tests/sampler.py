@@ -70,9 +70,9 @@ def sampler_process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def running_sampler() -> Iterator[Mailbox]:
-    """The sampler's loop on a thread of this process, announced for as long as it runs."""
-    stop = threading.Event()
+def running_sampler(stop: threading.Event | None = None) -> Iterator[Mailbox]:
+    """The sampler's loop on a thread of this process, announced for as long as it runs. stop: ends it."""
+    stop = stop or threading.Event()
     with connect() as redis:
         consumer = new_id("worker")
         mailbox = Mailbox(redis, consumer)

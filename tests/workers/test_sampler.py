@@ -29,9 +29,7 @@ from core.settings import settings
 from mpo.policies import load_reward_model
 from mpo.reward_model.score import score_responses
 from mpo.tokenization import encode_prompt, encode_response
-from tests.embedded.waiting import wait_for
 from tests.sampler import TinyModels, connect, files_of, running_sampler, write_models
-from workers.device_use import device_in_use, lock_file
 from workers.sampler_client import SamplerClient
 
 PROMPTS = ["red cat 1: ", "blue", "green bird sleeps dog runs: "]
@@ -52,7 +50,6 @@ def sampler(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         patch.setenv("MPO_STORE_URL", f"file://{tmp_path_factory.mktemp('store')}")
         # Else it gives way to the machine's trainings, other tests' among them.
         patch.setenv("MPO_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
-        patch.setenv("MPO_SAMPLER_SHARE", "0.02")
         settings.cache_clear()
         with running_sampler():
             yield
@@ -225,29 +222,6 @@ def test_max_tokens_is_bounded_by_the_context(ask: Any, models: TinyModels) -> N
         result = ask(request_of(models, max_tokens=max_tokens, prompts=["red"])).results[0]
         sample = result.samples[0]
         assert sample.finish_reason == "stop" or result.prompt_tokens + len(sample.token_ids) == 64
-
-
-def test_it_gives_way_to_a_training_and_answers_the_same(ask: Any, models: TinyModels) -> None:
-    request = request_of(models)
-
-    def asked() -> tuple[float, SampleReply]:
-        began = time.monotonic()
-        reply = ask(request)
-        return time.monotonic() - began, reply
-
-    alone = min(asked()[0] for _ in range(3))
-    replies: list[SampleReply] = []
-
-    def is_slow() -> bool:
-        seconds, reply = asked()
-        replies.append(reply)
-        # A fiftieth of the time, less what a request takes besides.
-        return seconds > 5 * alone
-
-    with device_in_use(lock_file()):
-        wait_for(is_slow)
-    assert texts(replies[-1]) == texts(ask(request))
-    wait_for(lambda: not is_slow())
 
 
 def test_answered_requests_leave_the_queue(ask: Any, models: TinyModels) -> None:
