@@ -98,6 +98,11 @@ class Settings(BaseSettings):
         description="Processes that train together in a run of a gpu worker, which then takes one run at a "
         "time: as many as it has GPUs. They share MPO_TORCH_THREADS.",
     )
+    sharded: bool = Field(
+        False,
+        description="Whether each of MPO_RANKS holds a part of the weights that it trains, and of the "
+        "optimizer's state, in place of all (SFT, reward models and DPO without lora).",
+    )
 
     @property
     def broker_url(self) -> str:

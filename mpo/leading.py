@@ -36,5 +36,8 @@ def take_part(group: ProcessGroup, task: StageTask, reporter: Reporter) -> None:
     except StageInterrupted:  # all ranks agreed to it
         raise
     except Exception as error:
-        group.tell_failure(error)
-        raise
+        cause = group.behind(error)
+        group.tell_failure(cause)
+        if cause is error:
+            raise
+        raise cause from error

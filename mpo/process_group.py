@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import FileStore, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from mpo.errors import RankFailed, TooFewDevices
-from mpo.rank_environment import listen_on_this_machine_alone
+from mpo.rank_environment import is_sharding_asked, listen_on_this_machine_alone
 from mpo.ranks import Thing
 from mpo.reporter import StageTask
 
@@ -29,9 +29,11 @@ FAILED, ENDED, TASK = "failed", "ended", "task"
 class ProcessGroup:
     """This process among all that train together: `mpo.ranks.Ranks`. There is one in a process."""
 
-    def __init__(self, store: Store, number: int, count: int, patience: timedelta = PATIENCE) -> None:
+    def __init__(
+        self, store: Store, number: int, count: int, *, sharded: bool = False, patience: timedelta = PATIENCE
+    ) -> None:
         """Returns once all ranks are here. A rank's GPU is the one of its number. Raises TooFewDevices."""
-        self.number, self.count, self.patience = number, count, patience
+        self.number, self.count, self.sharded, self.patience = number, count, sharded, patience
         self._store, self._tasks = PrefixStore("mpo", store), 0
         backend = "gloo"
         if torch.cuda.is_available():
@@ -44,13 +46,21 @@ class ProcessGroup:
     def launched(cls) -> "ProcessGroup":
         """As torchrun, or whoever speaks like it, tells by the environment."""
         store, number, count = next(iter(rendezvous("env://")))
-        return cls(store, number, count)
+        return cls(store, number, count, sharded=is_sharding_asked())
 
     @classmethod
-    def joined(cls, meeting: Path, number: int, count: int, patience: timedelta = PATIENCE) -> "ProcessGroup":
+    def joined(
+        cls,
+        meeting: Path,
+        number: int,
+        count: int,
+        *,
+        sharded: bool = False,
+        patience: timedelta = PATIENCE,
+    ) -> "ProcessGroup":
         """By a file that every rank names, and none has made before. Nobody off this machine can reach it."""
         listen_on_this_machine_alone()
-        return cls(FileStore(str(meeting), count), number, count, patience)
+        return cls(FileStore(str(meeting), count), number, count, sharded=sharded, patience=patience)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """In place."""
@@ -71,10 +81,16 @@ class ProcessGroup:
         try:
             call()
         except RuntimeError as error:
-            raise self._failure() from error
+            raise self.failure() from error
 
-    def _failure(self) -> Exception:
-        """What the first rank to fail told, before it left."""
+    def behind(self, error: Exception) -> Exception:
+        """What an error of this rank comes from: another's failure, where it waited for that one in vain."""
+        waited = isinstance(error, dist.DistError)
+        waited |= isinstance(error, RuntimeError) and "gloo" in str(error)
+        return self.failure() if waited else error
+
+    def failure(self) -> Exception:
+        """What this rank raises where it waits in vain: what the first rank to fail told, before it left."""
         with suppress(RuntimeError):
             if self._store.check([FAILED]):
                 told: Exception = pickle.loads(self._store.get(FAILED))  # noqa: S301  # of our own processes

@@ -18,6 +18,11 @@ def is_launched() -> bool:
     return count > 1
 
 
+def is_sharding_asked() -> bool:
+    """Whether MPO_SHARDED says that weights in training are to be in shards."""
+    return os.environ.get("MPO_SHARDED", "").lower() in {"1", "true"}
+
+
 def listen_on_this_machine_alone() -> None:
     """Else gloo listens on the address that the machine's name stands for."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")

@@ -35,6 +35,11 @@ class Ranks(Protocol):
         """Of the ranks."""
         ...
 
+    @property
+    def sharded(self) -> bool:
+        """Whether full weights in training are to be in shards, a part on each rank."""
+        ...
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The tensor, into which all ranks' tensors of that shape were added: the same bits on each."""
         ...
@@ -54,6 +59,7 @@ class OneRank:
 
     number: int = 0
     count: int = 1
+    sharded: bool = False
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Its own."""

@@ -1,5 +1,6 @@
 """Root-mean-square normalisation in fewer passes over memory than autograd makes of its formula."""
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -46,8 +47,12 @@ def equal_layers(model: nn.Module) -> list[nn.Module]:
 
 def replace_forward(layer: nn.Module) -> None:
     """Has one of them compute it so from here on."""
-    weight, epsilon = layer.weight, layer.variance_epsilon
-    layer.forward = lambda x: RMSNormFunction.apply(x, weight, epsilon)
+    # Bound, so that a copy of the layer computes with its own weight.
+    layer.forward = MethodType(_forward, layer)
+
+
+def _forward(layer: nn.Module, x: Tensor) -> Any:
+    return RMSNormFunction.apply(x, layer.weight, layer.variance_epsilon)
 
 
 def restore_forward(layer: nn.Module) -> None:

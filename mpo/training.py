@@ -2,22 +2,23 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from mpo.batches import length_grouped_batches, optimizer_steps
-from mpo.checkpoints import handed_over, load_state, save_state
+from mpo.checkpoints import State, handed_over, load_state, save_state
 from mpo.errors import StageInterrupted, TrainingDiverged
-from mpo.gradient_sums import sum_gradients
-from mpo.ranks import ALONE, Ranks, any_of, share
+from mpo.ranks import ALONE, Ranks, any_of
 from mpo.reporter import Reporter, StageTask
 from mpo.seeds import row_seed
+from mpo.sharding import is_sharded, load_states, sharded_as, whole, whole_states
+from mpo.step_gradients import gradients_within_memory
 from mpo.training_config import TrainingConfig
 
 MAX_GRAD_NORM = 1.0
@@ -89,6 +90,11 @@ class Training:
             self.trained().values(), lr=self.config.learning_rate, weight_decay=0.0, fused=True
         )
 
+    @property
+    def in_shards(self) -> bool:
+        """Whether each rank holds a part of every weight in training."""
+        return is_sharded(list(self.trained().values()))
+
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters in training, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -128,7 +134,7 @@ def train_step(training: Training, before: int = 0) -> dict[str, float]:
     """
     objective, rows, rate = training.objective, training.next_rows(), training.learning_rate()
     loss, sums = gradients_within_memory(training, rows)
-    grad_norm = torch.nn.utils.clip_grad_norm_(training.trained().values(), MAX_GRAD_NORM).item()
+    grad_norm = whole(clip_grad_norm_(training.trained().values(), MAX_GRAD_NORM)).item()
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise diverged(before + training.steps_done + 1, [objective.ids[row] for row in rows], training.last)
     for group in training.optimizer.param_groups:
@@ -139,76 +145,6 @@ def train_step(training: Training, before: int = 0) -> dict[str, float]:
     training.last = {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm, **means}
     training.first = training.first or training.last
     return training.last
-
-
-def gradients_within_memory(training: Training, rows: Sequence[int]) -> tuple[float, Mapping[str, float]]:
-    """Leaves the gradients of a step in the weights, of every rank alike; its loss, and sums of metrics over
-    the rows. Where the memory of any rank was short, the passes of all are halved, once in a training."""
-    ranks = training.ranks
-    part = share_of(training, rows)
-    if not training.halved:
-        shares = ranks.gather_objects(gradients_if_they_fit(training, part))
-        fit = [share for share in shares if share is not None]
-        training.halved = len(fit) < len(shares)
-    if training.halved:
-        fit = ranks.gather_objects(accumulate_gradients(training, part))
-    sum_gradients(ranks, training.trained().values())
-    return added_up(fit)
-
-
-@dataclass(frozen=True)
-class Share:
-    """Rows of a step that one rank computes, and the weight of the whole step."""
-
-    rows: Sequence[int]
-    weight: float
-
-
-def share_of(training: Training, rows: Sequence[int]) -> Share:
-    """This rank's of the rows of a step: not of the passes, which are too few to be dealt out evenly."""
-    objective = training.objective
-    weight = sum(objective.weight(row) for row in rows) or 1.0  # all weights 0: nothing to learn here
-    places = share(training.ranks, [objective.lengths[row] for row in rows])
-    return Share(rows[places.start : places.stop], weight)
-
-
-def gradients_if_they_fit(training: Training, part: Share) -> tuple[float, Mapping[str, float]] | None:
-    """As `accumulate_gradients`; None where the memory was short."""
-    with suppress(torch.OutOfMemoryError):
-        return accumulate_gradients(training, part)
-    return None  # here, where the error is gone: it holds on to the memory of the pass
-
-
-def accumulate_gradients(training: Training, part: Share) -> tuple[float, Mapping[str, float]]:
-    """Leaves the gradients of a share in the weights; what it adds to the loss and to the metrics' sums."""
-    objective = training.objective
-    loss, sums = 0.0, dict[str, float]()
-    training.optimizer.zero_grad(set_to_none=True)
-    passes: Iterable[Sequence[int]] = objective.passes(training.model, part.rows) if part.rows else ()
-    if training.halved:
-        passes = (half for rows in passes for half in halves(rows))
-    for together in passes:
-        summed, metrics = objective.losses(training.model, together)
-        (summed / part.weight).backward()
-        loss += summed.item() / part.weight
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-    return loss, sums
-
-
-def added_up(shares: Sequence[tuple[float, Mapping[str, float]]]) -> tuple[float, Mapping[str, float]]:
-    """Losses and sums of all ranks, in their order."""
-    sums = dict[str, float]()
-    for _, of_rank in shares:
-        for name, value in of_rank.items():
-            sums[name] = sums.get(name, 0.0) + value
-    return sum(loss for loss, _ in shares), sums
-
-
-def halves(rows: Sequence[int]) -> list[Sequence[int]]:
-    """The rows of a pass in two passes; one row cannot be divided."""
-    middle = len(rows) // 2
-    return [rows[:middle], rows[middle:]] if middle else [rows]
 
 
 def diverged(step: int, ids: Sequence[str], last_metrics: Mapping[str, float]) -> TrainingDiverged:
@@ -265,26 +201,35 @@ def run(
         if training.steps_done == training.total_steps:
             break
         stopping, due = any_of(training.ranks, reporter.should_stop(), reporter.checkpoint_due())
-        if (stopping or due) and training.ranks.number == 0:
-            with handed_over(task, reporter, step) as folder:
-                save(training, folder)
-                keep(folder)
+        if stopping or due:
+            state = state_of(training)
+            if training.ranks.number == 0:
+                with handed_over(task, reporter, step) as folder:
+                    save_state(folder / STATE_FILE, state)
+                    keep(folder)
         if stopping:
             raise StageInterrupted(step=step)
     return training.outcome()
 
 
 def save(training: Training, folder: Path) -> None:
-    """Keeps in a folder all that the next steps depend on; frozen weights are not among it."""
-    state = {
-        "parameters": {name: p.detach() for name, p in training.trained().items()},
-        "optimizer": training.optimizer.state_dict(),
+    """Keeps in a folder all that the next steps depend on."""
+    save_state(folder / STATE_FILE, state_of(training))
+
+
+def state_of(training: Training) -> State:
+    """All that the next steps depend on, the same on any number of ranks; frozen weights are not among it.
+
+    What is in shards is put together here, by all ranks.
+    """
+    return {
+        "parameters": {name: whole(p.detach()) for name, p in training.trained().items()},
+        "optimizer": whole_states(training.optimizer),
         "steps_done": training.steps_done,
         "halved": training.halved,
         "first": training.first,
         "last": training.last,
     }
-    save_state(folder / STATE_FILE, state)
 
 
 @torch.no_grad()
@@ -292,7 +237,7 @@ def restore(training: Training, folder: Path) -> None:
     """Puts a training back to what `save` kept."""
     state = load_state(folder / STATE_FILE)
     for name, parameter in training.trained().items():
-        parameter.copy_(state["parameters"][name])
-    training.optimizer.load_state_dict(state["optimizer"])
+        parameter.copy_(sharded_as(parameter, state["parameters"][name]))
+    load_states(training.optimizer, state["optimizer"])
     training.steps_done, training.halved = state["steps_done"], state.get("halved", False)
     training.first, training.last = state["first"], state["last"]

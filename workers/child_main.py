@@ -163,7 +163,8 @@ def _run_stage(task: ChildTask, reporter: Reporter, number: int = 0) -> None:
         from mpo.leading import take_part
         from mpo.process_group import ProcessGroup
 
-        with ProcessGroup.joined(task.log.with_name(MEETING), number, count) as group:
+        meeting = task.log.with_name(MEETING)
+        with ProcessGroup.joined(meeting, number, count, sharded=task.sharded) as group:
             take_part(group, stage, reporter)
 
 

@@ -32,6 +32,8 @@ class ChildTask:
     """What the worker binds to its own log lines of this run."""
     ranks: int = 1
     """Processes that may train together."""
+    sharded: bool = False
+    """Whether each of them is to hold a part of the weights in training, in place of all."""
 
 
 @dataclass(frozen=True)

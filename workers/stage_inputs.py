@@ -51,6 +51,7 @@ def fetch(claimed: ClaimedRun, folder: Path, storage: Storage) -> ChildTask:
         torch_threads=settings().torch_threads,
         redis_url=settings().redis_url.get_secret_value(),
         ranks=settings().ranks,
+        sharded=settings().sharded,
     )
 
 

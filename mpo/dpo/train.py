@@ -19,6 +19,7 @@ from mpo.ranks import ALONE, Ranks, any_of
 from mpo.recomputation import recompute_layers
 from mpo.records import read_pairs
 from mpo.reporter import Reporter, StageTask
+from mpo.sharding import in_shards
 from mpo.summaries import write_summary
 from mpo.tokenization import EncodingCounts, encode_pairs, load_tokenizer, terminators
 from mpo.training import STATE_FILE, Training, TrainingOutcome, run
@@ -123,11 +124,12 @@ def fit(training: DPOTraining, task: StageTask, reporter: Reporter) -> TrainingO
     config, pairs = training.pass_config, training.current_pairs()
     objective = PairObjective(pairs, training.reference, config, training.pad_id)
     before_it = dict(training.outcomes[-1].last) if training.outcomes else {}
-    steps = Training(model, objective, config, task.seed, training.ranks, last=before_it)
-    if task.resume and (task.resume / STATE_FILE).exists():
-        restore_steps(steps, task.resume)
     before, total = training.steps_before, training.total_steps
-    return run(steps, task, reporter, before=before, total=total, keep=partial(save_pass, training))
+    with in_shards(training.opened, training.ranks) as trained:
+        steps = Training(trained, objective, config, task.seed, training.ranks, last=before_it)
+        if task.resume and (task.resume / STATE_FILE).exists():
+            restore_steps(steps, task.resume)
+        return run(steps, task, reporter, before=before, total=total, keep=partial(save_pass, training))
 
 
 def summarize(training: DPOTraining) -> dict[str, object]:

@@ -20,6 +20,7 @@ from mpo.reward_model.folds import prompt_groups
 from mpo.reward_model.objective import PairRewards, PairRows
 from mpo.reward_model.report import ScoredPairs, accuracy_report, calibration_report
 from mpo.reward_model.score import score_encoded, set_reward_offset
+from mpo.sharding import in_shards
 from mpo.summaries import write_summary
 from mpo.tokenization import EncodedPair, EncodingCounts, encode_pairs, load_tokenizer
 from mpo.training import Training, TrainingOutcome, restore, run
@@ -45,7 +46,7 @@ def train_reward_model(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE
     encoded, counts = _encoded(pairs, tokenizer, config)
     opened = open_trained(task, "backbone", lambda folder: new_reward_model(folder, task.seed))
     score_head(opened.model).requires_grad_(True)  # the head is new, also over a frozen base
-    outcome = _fit(opened.model, PairRows.of(pairs, encoded, config), task, reporter, ranks)
+    outcome = _fit(opened, PairRows.of(pairs, encoded, config), task, reporter, ranks)
     to_training_device(opened.model).eval()
     offset = set_reward_offset(opened.model, score_encoded(opened.model, encoded, ranks).mean().item())
     summary: dict[str, object] = {
@@ -77,10 +78,10 @@ def training_pairs(path: Path, config: RewardModelStage) -> list[PreferencePair]
 
 
 def _fit(
-    model: PreTrainedModel, rows: PairRows, task: StageTask, reporter: Reporter, ranks: Ranks
+    opened: Opened, rows: PairRows, task: StageTask, reporter: Reporter, ranks: Ranks
 ) -> TrainingOutcome:
     """Trains the model in place, by the engine that the configuration names."""
-    config = task.config
+    config, model = task.config, opened.model
     assert isinstance(config, RewardModelStage)
     pad_id = model.config.get_text_config().pad_token_id
     if config.engine == "trl":
@@ -91,10 +92,11 @@ def _fit(
     pack_where_exact(model, reporter.warn)
     if config.gradient_checkpointing:
         recompute_layers(model, reporter.warn)
-    training = Training(model, objective, config, task.seed, ranks)
-    if task.resume:
-        restore(training, task.resume)
-    return run(training, task, reporter)
+    with in_shards(opened, ranks) as trained:
+        training = Training(trained, objective, config, task.seed, ranks)
+        if task.resume:
+            restore(training, task.resume)
+        return run(training, task, reporter)
 
 
 def _save(opened: Opened, offset: float, source: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ from mpo.recomputation import recompute_layers
 from mpo.records import read_pairs, read_texts
 from mpo.reporter import Reporter, StageTask
 from mpo.sft.loss import response_loss
+from mpo.sharding import in_shards
 from mpo.summaries import write_summary
 from mpo.tokenization import encode_pairs, encode_texts, load_tokenizer, terminators
 from mpo.training import Training, restore, run
@@ -77,10 +78,11 @@ def train_sft(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
     pack_where_exact(opened.model, reporter.warn)
     if config.gradient_checkpointing:
         recompute_layers(opened.model, reporter.warn)
-    training = Training(opened.model, objective, config, task.seed, ranks)
-    if task.resume:
-        restore(training, task.resume)
-    outcome = run(training, task, reporter)
+    with in_shards(opened, ranks) as model:
+        training = Training(model, objective, config, task.seed, ranks)
+        if task.resume:
+            restore(training, task.resume)
+        outcome = run(training, task, reporter)
     if ranks.number > 0:
         return
     save_trained(opened, source, task.output / "model")

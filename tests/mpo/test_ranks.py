@@ -46,7 +46,11 @@ ROLES = {"sft": "policy", "reward_model": "backbone", "dpo": "policy"}
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
+    return house_of(tmp_path_factory.mktemp("ranks"))
+
+
+def house_of(folder: Path) -> Path:
+    """A base and pairs with gaps, for `task_for`."""
     write_policy(folder / "base")
     pairs = [replace(pair, gap=float(row % 3)) for row, pair in enumerate(word_pairs(PAIRS))]
     write_rows(folder / "pairs.parquet", pairs)

@@ -40,10 +40,10 @@ class TwoRanks:
         theirs.close()
 
     @contextmanager
-    def pair(self, folder: Path, patience: timedelta = PATIENCE) -> Iterator[Run]:
+    def pair(self, folder: Path, patience: timedelta = PATIENCE, sharded: bool = False) -> Iterator[Run]:
         """A fresh pair. Called with a case and its arguments, gives what it returned on either rank, or the
         error that it raised there; None of a rank that was killed. The first case that raises is the last."""
-        self._ask("start", folder / "meeting", patience)
+        self._ask("start", folder / "meeting", patience, sharded)
         yield partial(self._ask, "run", folder / "meeting")
         self._ask("end", folder / "meeting")
 
@@ -78,9 +78,9 @@ def _fork_pairs(pipe: Connection) -> None:
             pipe.send([])
 
 
-def _fork_rank(meeting: Path, number: int, patience: timedelta) -> tuple[Any, Connection]:
+def _fork_rank(meeting: Path, number: int, *how: object) -> tuple[Any, Connection]:
     ours, theirs = forking.Pipe()
-    process = forking.Process(target=_serve, args=(theirs, meeting, number, patience))
+    process = forking.Process(target=_serve, args=(theirs, meeting, number, *how))
     process.start()
     theirs.close()
     return process, ours
@@ -100,8 +100,8 @@ def _answer(pipe: Connection) -> Any:
         return None
 
 
-def _serve(pipe: Connection, meeting: Path, number: int, patience: timedelta) -> None:
-    with ProcessGroup.joined(meeting, number, 2, patience) as group:
+def _serve(pipe: Connection, meeting: Path, number: int, patience: timedelta, sharded: bool) -> None:
+    with ProcessGroup.joined(meeting, number, 2, patience=patience, sharded=sharded) as group:
         while (asked := pipe.recv()) is not None:
             case, *arguments = asked
             try:

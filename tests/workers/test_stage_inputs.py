@@ -109,7 +109,10 @@ def test_a_run_that_left_less_than_its_kind_promises_fails_and_is_not_done_again
 def test_a_child_is_told_of_the_worker_s_ranks(
     claimed: ClaimedRun, tmp_path: Path, settings_env: pytest.MonkeyPatch
 ) -> None:
-    assert fetch(claimed, tmp_path / "one", storage()).ranks == 1
+    task = fetch(claimed, tmp_path / "one", storage())
+    assert (task.ranks, task.sharded) == (1, False)
     settings_env.setenv("MPO_RANKS", "4")
+    settings_env.setenv("MPO_SHARDED", "1")
     settings.cache_clear()
-    assert fetch(claimed, tmp_path / "four", storage()).ranks == 4
+    task = fetch(claimed, tmp_path / "four", storage())
+    assert (task.ranks, task.sharded) == (4, True)
