@@ -101,7 +101,9 @@ def _problem(request_id: str, error: ServiceError, errors: Sequence[FieldError])
 
 def _facts(error: ServiceError) -> dict[str, object]:
     """RFC 9457's extension members: the facts of the error that JSON can hold."""
-    return {k: v for k, v in error.facts.items() if k != "loc" and isinstance(v, str | int | float | list)}
+    return {
+        k: v for k, v in error.facts.items() if k != "loc" and isinstance(v, str | int | float | list | dict)
+    }
 
 
 def _headers(error: ServiceError) -> dict[str, str]:

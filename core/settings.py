@@ -82,6 +82,14 @@ class Settings(BaseSettings):
         description="Share of the time for which the sampler computes while a training uses its machine; "
         "1 = all of it. It sees the trainings of workers that have the same MPO_SCRATCH.",
     )
+    training_memory_bytes: NonNegativeInt = Field(
+        0,
+        description="Memory that a training may take, of the machine or of its GPU, in bytes: a job that is "
+        "estimated to need more is refused. 0 = not known, and nothing is refused.",
+    )
+    training_device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="What trainings run on, for estimates: workers take a GPU where they see one."
+    )
     judge_hosts: tuple[str, ...] = Field(
         (),
         description="Hosts (each alone or with :port), as a JSON list, that comparisons may ask as judges "

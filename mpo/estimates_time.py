@@ -7,7 +7,7 @@ token and each start of a process takes a time of its own, which is nearly all t
 
 from dataclasses import dataclass
 
-from mpo.estimates_memory import ModelShape
+from mpo.estimates_shape import ModelShape
 from mpo.estimates_work import Work
 from mpo.plan import PlannedStage
 from mpo.training_config import TrainingConfig

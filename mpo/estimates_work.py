@@ -1,5 +1,6 @@
 """How much a stage has to compute: tokens, passes through networks, optimizer steps. Torch-free."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,21 +15,47 @@ from mpo.training_config import TrainingConfig
 DECODED_TOGETHER = 64
 """Sequences that are sampled at once (`mpo/generation.py`)."""
 
+BATCHES_SORTED = 8
+"""Batches that are sorted by length together (`mpo/batches.py: GROUP_BATCHES`)."""
+
 LengthsOf = Callable[[Source], Mapping[str, Integers] | None]
 """Tokens of a dataset's sampled rows by column, as the stage's model counts them; None where it cannot."""
 
 
 @dataclass(frozen=True)
+class RowTokens:
+    """Mean tokens of some rows after cutting, by column; a response with its terminator."""
+
+    prompt: float
+    chosen: float
+    rejected: float
+
+    @property
+    def both(self) -> float:
+        """Of a pair's two sequences."""
+        return 2 * self.prompt + self.chosen + self.rejected
+
+
+@dataclass(frozen=True)
 class Longest:
-    """The longest prompt and response of a stage's rows, in tokens, its terminator included."""
+    """The longest prompt and response of a stage's rows, in tokens, its terminator included.
+
+    rows: means over those that are trained together when the longest are; None: as the longest.
+    """
 
     prompt: int
     response: int
+    rows: RowTokens | None = None
 
     @property
     def row(self) -> int:
         """Tokens of both."""
         return self.prompt + self.response
+
+    @property
+    def long(self) -> RowTokens:
+        """Means over the rows of the largest step."""
+        return self.rows or RowTokens(self.prompt, self.response, self.response)
 
 
 @dataclass(frozen=True)
@@ -47,20 +74,6 @@ class Work:
     steps: float = 0.0
     decodings: float = 0.0
     rows: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """Mean tokens a row after cutting, by column; a response with its terminator."""
-
-    prompt: float
-    chosen: float
-    rejected: float
-
-    @property
-    def both(self) -> float:
-        """Of a pair's two sequences."""
-        return 2 * self.prompt + self.chosen + self.rejected
 
 
 def stage_work(stage: PlannedStage, rows: Mapping[Source, Rows], lengths_of: LengthsOf) -> Work | None:
@@ -101,16 +114,34 @@ def longest(stage: PlannedStage, rows: Mapping[Source, Rows], lengths_of: Length
     data = _data(stage, rows)
     lengths = None if data is None or data.members is None else lengths_of(data.dataset)
     prompt, response = config.max_prompt_tokens or 1, (config.max_response_tokens or 1) + 1
-    if lengths and data is not None and data.members is not None and len(data.members):
-        here = {name: column[data.members] for name, column in lengths.items()}
-        if "text" in here:
-            return Longest(0, min(int(here["text"].max()) + 1, prompt + response))
-        prompt = min(prompt, int(here["prompt"].max()))
-        sides = [int(here[side].max()) + 1 for side in ("chosen", "rejected") if side in here]
-        response = min(response, max(sides, default=1))
-    if isinstance(config, PPOStage | EvaluateStage):
-        response = max(config.max_new_tokens or 1, response if isinstance(config, EvaluateStage) else 1)
-    return Longest(prompt, response)
+    sampled = max(config.max_new_tokens or 1, 1) if isinstance(config, PPOStage | EvaluateStage) else 0
+    if not lengths or data is None or data.members is None or not len(data.members):
+        return Longest(prompt, sampled if isinstance(config, PPOStage) else max(response, sampled))
+    here = {name: column[data.members] for name, column in lengths.items()}
+    if "text" in here:
+        texts = np.minimum(here["text"] + 1, prompt + response)
+        return Longest(0, int(texts.max()), RowTokens(0.0, _long_mean(texts, texts), 0.0))
+    cut = {
+        name: np.minimum(column + (name != "prompt"), prompt if name == "prompt" else response)
+        for name, column in here.items()
+    }
+    sides = [cut[name] for name in ("chosen", "rejected") if name in cut]
+    if isinstance(config, PPOStage):
+        prompts, step = cut["prompt"], max(1, config.rollout_prompts // config.mini_batches)
+        usual = float(prompts.mean() + prompts.std() / math.sqrt(step))
+        return Longest(int(prompts.max()), sampled, RowTokens(usual, sampled, sampled))
+    response = max((int(side.max()) for side in sides), default=1)
+    order = cut["prompt"] + (np.maximum.reduce(sides) if sides else 0)
+    long = RowTokens(*(_long_mean(cut.get(name), order) for name in ("prompt", "chosen", "rejected")))
+    return Longest(int(cut["prompt"].max()), max(response, sampled), long)
+
+
+def _long_mean(lengths: Integers | None, order: Integers) -> float:
+    """Mean over the longest rows, one in as many as there are batches that are sorted by length together."""
+    if lengths is None:
+        return 0.0
+    count = -(-len(order) // BATCHES_SORTED)
+    return float(lengths[np.argsort(order)[-count:]].mean())
 
 
 def _data(stage: PlannedStage, rows: Mapping[Source, Rows]) -> Rows | None:
@@ -123,21 +154,21 @@ def _data(stage: PlannedStage, rows: Mapping[Source, Rows]) -> Rows | None:
     return data
 
 
-def _mean_tokens(rows: Rows, lengths: Mapping[str, Integers], config: TrainingConfig) -> _Tokens:
+def _mean_tokens(rows: Rows, lengths: Mapping[str, Integers], config: TrainingConfig) -> RowTokens:
     assert config.max_prompt_tokens is not None, "lengths are resolved before a stage is estimated"
     assert config.max_response_tokens is not None, "lengths are resolved before a stage is estimated"
     members = rows.members
     if members is None or len(members) == 0:
-        return _Tokens(0.0, 0.0, 0.0)
+        return RowTokens(0.0, 0.0, 0.0)
     if "text" in lengths:
         limit = config.max_prompt_tokens + config.max_response_tokens
-        return _Tokens(0.0, _closed(lengths["text"][members], limit), 0.0)
+        return RowTokens(0.0, _closed(lengths["text"][members], limit), 0.0)
     prompt = float(np.minimum(lengths["prompt"][members], config.max_prompt_tokens).mean())
     sides = [
         _closed(lengths[side][members], config.max_response_tokens) if side in lengths else 0.0
         for side in ("chosen", "rejected")
     ]
-    return _Tokens(prompt, *sides)
+    return RowTokens(prompt, *sides)
 
 
 def _closed(lengths: Integers, limit: int) -> float:

@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm.instrumentation import ClassManager, manager_of_class
 
+from app.jobs.fitting import refuse_what_does_not_fit
 from app.jobs.insertion import FRESH_JOB, FRESH_STAGE, NewJob, have_at_hand, insert_jobs
 from app.jobs.planning import EXPLICIT, Plan, plan_spec
 from app.jobs.room import rooms
@@ -31,6 +32,7 @@ def create_job(tx: Transaction, owner: str, spec: CreateJob) -> JobView:
     """Insert a job with its stages and start what is ready; raises what refuses it."""
     rooms().enter(tx, owner)
     plan = plan_spec(tx, owner, spec)
+    refuse_what_does_not_fit(tx, owner, spec, plan)
     keys = plan.keys.values()
     look = look_for(tx, owner, keys)
     known = look_at_all(tx, owner, keys, look.touched)

@@ -1,7 +1,7 @@
 """What each stage of a plan will cost: rows, models and scores looked up for the library's estimates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.jobs.excess import Excess, find_excess
 from app.jobs.leaves import Leaves
 from app.models.token_lengths import sampled_rows, token_lengths
+from core.settings import settings
 from core.states import DatasetState
 from core.storage import storage
 from core.tables import Artifact, BaseModelRow, Dataset
-from mpo.config import SplitStage
+from mpo.config import SplitStage, Stage
 from mpo.errors import MPOError
 from mpo.plan import PlannedStage, Source
 from mpo.stage_graph import lineages
 from mpo.training_config import TrainingConfig
 
 if TYPE_CHECKING:
-    from mpo.estimates_memory import ModelShape
     from mpo.estimates_rows import Rows
+    from mpo.estimates_shape import ModelShape
     from mpo.estimates_work import LengthsOf
 
 MODEL_ROLES = ("policy", "backbone", "models", "reward_models")
@@ -32,13 +34,15 @@ MODEL_ROLES = ("policy", "backbone", "models", "reward_models")
 class StageCost:
     """What a stage will cost; None where nobody can tell, and problems say why.
 
-    assumed_seconds: on the machine that `mpo/estimates_time.py` assumes. parameters: of its model."""
+    assumed_seconds: on the machine that `mpo/estimates_time.py` assumes. parameters: of its model. excess:
+    where the memory is more than there is."""
 
     tokens: int | None = None
     memory_bytes: int | None = None
     assumed_seconds: float | None = None
     parameters: int = 0
     problems: list[str] = field(default_factory=list)
+    excess: Excess | None = None
 
 
 def stage_costs(
@@ -73,6 +77,7 @@ def _cost(
     from mpo.estimates_time import assumed_seconds
     from mpo.estimates_work import longest, stage_work
 
+    device, limit = settings().training_device, settings().training_memory_bytes
     problems = list(dict.fromkeys(rows[s].why for s in stage.sources() if s in rows and rows[s].why))
     shape: ModelShape | None = None
     lengths_of: LengthsOf = lambda _dataset: None  # noqa: E731  # a stage without a model asks for none
@@ -86,12 +91,21 @@ def _cost(
             detail = error.detail if isinstance(error, MPOError) else type(error).__name__
             return StageCost(problems=[*problems, f"Nothing is estimated: {detail}"])
         lengths_of = counted.get
+
+    def memory_of(config: Stage) -> int:
+        changed = replace(stage, config=config)
+        if shape is None:
+            return stage_memory(changed)
+        return stage_memory(changed, shape, longest(changed, rows, lengths_of), device)
+
+    memory = memory_of(stage.config)
+    excess = find_excess(stage.config, memory, limit, memory_of)
+    problems += [excess.detail] if excess else []
     work = stage_work(stage, rows, lengths_of)
-    memory = stage_memory(stage, shape, longest(stage, rows, lengths_of)) if shape else stage_memory(stage)
     if work is None:
-        return StageCost(memory_bytes=memory, problems=problems)
+        return StageCost(memory_bytes=memory, problems=problems, excess=excess)
     seconds = assumed_seconds(stage, work, shape)
-    return StageCost(round(work.tokens), memory, seconds, shape.parameters if shape else 0, problems)
+    return StageCost(round(work.tokens), memory, seconds, shape.parameters if shape else 0, problems, excess)
 
 
 def _bases(stages: Sequence[PlannedStage], leaves: Leaves) -> dict[str, BaseModelRow]:
@@ -145,6 +159,6 @@ def _shares(location: str, split: SplitStage) -> Mapping[str, float] | None:
 
 @lru_cache(maxsize=256)
 def _shape(folder: str, _sha256: str) -> "ModelShape":
-    from mpo.estimates_memory import read_shape
+    from mpo.estimates_shape import read_shape
 
     return read_shape(Path(folder))

@@ -79,7 +79,7 @@ def _draft(spec: CreateJob) -> Draft:
 def _blueprint(spec: CreateJob, draft: Draft, leaves: Leaves) -> Blueprint:
     check_plan(spec, draft.stages, leaves.things)
     refuse_unusable(leaves, draft.stages, {stage.name: _model_loc(spec, stage) for stage in draft.stages})
-    refuse_too_few_prompts(leaves, draft.stages, partial(_field_loc, spec))
+    refuse_too_few_prompts(leaves, draft.stages, partial(field_loc, spec))
     contexts = leaves.contexts()
     stages = resolve(spec, draft.stages, min(contexts.values(), default=0), contexts)
     return blueprint_of(stages, resolved_method(spec, stages))
@@ -177,7 +177,7 @@ def _model_loc(spec: CreateJob, stage: PlannedStage) -> Loc:
     return ("body", "stages", place, "inputs")
 
 
-def _field_loc(spec: CreateJob, stage: PlannedStage, field: str) -> Loc:
+def field_loc(spec: CreateJob, stage: PlannedStage, field: str) -> Loc:
     """Where the spec writes a field of a stage's configuration."""
     if spec.method is not None:
         return ("body", "method", stage.name, field)

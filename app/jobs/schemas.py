@@ -163,8 +163,9 @@ class PlannedStageView(BaseModel):
     memory_bytes: int | None = Field(
         None,
         description="Peak memory: the process, all networks' weights in fp32, gradients, optimizer, the "
-        "largest batch. Measured peaks lay between 0.65 and 1.15 of it on a CPU; on a GPU, and of unusual "
-        "architectures, it is less sure.",
+        "largest forward pass: of packed rows where the model is known to read them, else of padded ones. "
+        "How near it came is in docs/estimates.md; measured on a CPU, on a GPU not yet. What is above "
+        "MPO_TRAINING_MEMORY_BYTES is refused, and a dry run names the nearest setting that fits.",
     )
     seconds: float | None = Field(
         None, description="Wall time once a slot is free; `basis` says where it comes from."

@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.jobs.blueprints import asked_by
 from app.jobs.creation import dataset_states, new_job
+from app.jobs.fitting import refuse_what_does_not_fit
 from app.jobs.insertion import NewJob, insert_jobs
 from app.jobs.planning import FoundLeaves, Plan, plan_spec
 from app.jobs.room import rooms
@@ -174,6 +175,7 @@ def _plans(
     for place, submission in asked.items():
         try:
             plan = plan_spec(tx, owner, submission.spec, found)
+            refuse_what_does_not_fit(tx, owner, submission.spec, plan)
             if not plan.leaves.artifacts:
                 rooms().enter(tx, owner, uncounted=len(plans))
                 plans[place] = plan

@@ -1,5 +1,6 @@
 """What a dry run forecasts over HTTP: from the dataset's rows, the model's folder and past runs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,12 +11,14 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.jobs.past_runs import PastRun, factor_for
+from core.settings import settings
 from mpo.records import PreferencePair
 from mpo.tokenization import encode_pairs, load_tokenizer
 from tests.app.conftest import CreateJob
 from tests.app.jobs.factories import make_dataset, make_model, publish, work_until
 
 TINY = Path(__file__).resolve().parents[3] / "examples" / "tiny"
+LITTLE = 540 * 2**20
 PAIRS = [PreferencePair(str(i), f"Question {i}?", f"An answer {i} {'long ' * i}", "No.") for i in range(20)]
 
 
@@ -98,6 +101,37 @@ def test_a_threshold_is_told_once_the_pairs_are_scored(
     # 19 of the 20 gaps lie at 1 or above.
     assert after["dpo"]["tokens"] == pytest.approx(0.95 * after["reward_model"]["tokens"], rel=0.01)
     assert after["dpo"]["problems"] == []
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A deployment whose trainings have little more than the process and the weights of `tiny` need."""
+    monkeypatch.setenv("MPO_TRAINING_MEMORY_BYTES", str(LITTLE))
+    settings.cache_clear()
+    yield
+    monkeypatch.undo()
+    settings.cache_clear()
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_what_does_not_fit_is_told_and_refused_with_what_does(
+    client: TestClient, spec: dict[str, Any]
+) -> None:
+    method = {"type": "sft", "sft": {"max_steps": 1}}
+    told = forecast(client, spec, method=method)["sft"]
+    assert told["memory_bytes"] > LITTLE
+    assert "The nearest setting that fits is gradient_checkpointing true" in told["problems"][-1]
+    refused = client.post("/v1/jobs", json=spec | {"method": method})
+    assert refused.status_code == 422
+    problem = refused.json()
+    assert (problem["code"], problem["stage"]) == ("not_enough_memory", "sft")
+    assert problem["memory_bytes"] == told["memory_bytes"]
+    assert problem["limit_bytes"] == LITTLE
+    assert client.get("/v1/jobs").json()["data"] == []
+    fitting = {"type": "sft", "sft": {"max_steps": 1, **problem["nearest"]}}
+    stages = forecast(client, spec, method=fitting)
+    assert stages["sft"]["memory_bytes"] == problem["nearest_bytes"] <= LITTLE
+    assert client.post("/v1/jobs", json=spec | {"method": fitting}).status_code == 202
 
 
 def test_a_model_whose_folder_tells_nothing_is_named_as_the_reason(

@@ -1,0 +1,59 @@
+"""Stages that need more memory than there is, and the nearest setting that does not."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import Unprocessable
+from mpo.config import Stage
+from mpo.training_config import TrainingConfig
+
+GIB = 2**30
+
+
+class NotEnoughMemory(Unprocessable):
+    """A stage is estimated to need more memory than trainings have here. `nearest` is what fits, or null."""
+
+    code, title = "not_enough_memory", "Not enough memory"
+
+
+@dataclass(frozen=True)
+class Excess:
+    """How far a stage is above the limit, in bytes, and the nearest changes with which it is not."""
+
+    memory_bytes: int
+    limit_bytes: int
+    nearest: Mapping[str, Any] | None
+    nearest_bytes: int | None
+
+    @property
+    def detail(self) -> str:
+        """For whoever has to choose."""
+        needs = (
+            f"This stage is estimated to need {_gib(self.memory_bytes)} of memory, and trainings have "
+            f"{_gib(self.limit_bytes)} here"
+        )
+        if self.nearest is None or self.nearest_bytes is None:
+            return f"{needs}. No other batch or length and no adapters make it fit: take a smaller model"
+        changes = " and ".join(f"{name} {_written(value)}" for name, value in self.nearest.items())
+        return f"{needs}. The nearest setting that fits is {changes}: {_gib(self.nearest_bytes)}"
+
+
+def find_excess(config: Stage, memory: int, limit: int, memory_of: Callable[[Stage], int]) -> Excess | None:
+    """The excess of a stage over the limit; None where there is none, or no limit (0)."""
+    if not limit or memory <= limit or not isinstance(config, TrainingConfig):
+        return None
+    from mpo.estimates_fit import nearest_fit
+
+    found = nearest_fit(config, memory_of, limit)
+    return Excess(memory, limit, *(found or (None, None)))
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.2f} GiB"
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"of rank {value['rank']}" if isinstance(value, dict) else str(value)

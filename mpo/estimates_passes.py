@@ -1,0 +1,150 @@
+"""The largest pass through a network that a stage makes, and what it keeps in memory. Torch-free.
+
+Of packed rows what is kept was counted in a Llama, tensor by tensor (`tests/mpo/test_estimates_passes.py`);
+other models keep more or less.
+"""
+
+from dataclasses import dataclass
+
+from mpo.config import DPOStage, EvaluateStage, PPOStage, RewardModelStage, SFTStage
+from mpo.estimates_shape import ModelShape
+from mpo.estimates_work import Longest
+from mpo.training_config import TrainingConfig
+
+Device = str
+"""cpu or cuda, as torch calls kinds of devices."""
+
+PACKED_TOKENS = {"cpu": 2**11, "cuda": 2**14}
+"""As `mpo/packed_rows.py: TOKENS_AT_ONCE`."""
+
+LOGITS_AT_ONCE, ROWS_AT_ONCE = 2**28, 32
+"""As `mpo/batches.py: rows_at_once`."""
+
+REWARD_TOKENS_AT_ONCE = 2**13
+"""As `mpo/reward_model/objective.py`, of padded rows."""
+
+TRL_ROWS_AT_ONCE = 32
+"""As `mpo/trl_engine.py: MICRO_BATCH_ROWS`."""
+
+LOGITS_TRAINED = 3
+"""Copies of the logits at the peak of a backward pass: log-softmax, the gradient of it, and theirs."""
+
+LOGITS_READ = 2
+"""Copies of the logits at the peak of a pass without gradients."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass that keeps what its backward pass needs.
+
+    tokens: of all rows, padding included. read: places where the last layer is needed. repeated: tokens whose
+    keys and values are copied for a second response. logits: places that the head is run at. masked: numbers
+    of the masks a layer, of responses that see another's prompt.
+    """
+
+    tokens: float
+    read: float
+    repeated: float = 0.0
+    logits: float = 0.0
+    masked: float = 0.0
+
+
+def kept_numbers(a_pass: Pass, shape: ModelShape, config: TrainingConfig) -> float:
+    """Numbers in memory at the peak of a training pass, but for weights, gradients and logits."""
+    tokens, apart = a_pass.tokens, a_pass.tokens - a_pass.read
+    layer = tokens * shape.kept_a_layer() + 2 * shape.attended * a_pass.repeated + a_pass.masked
+    if config.lora is not None:
+        layer += tokens * config.lora.rank * len(shape.adapted(config.lora)) / shape.layers
+    last = layer - (4 * shape.inner + shape.width) * apart
+    ends = tokens * shape.width
+    if config.gradient_checkpointing:
+        # Beside all layers' inputs stand the last one's numbers, or those of the one that is recomputed.
+        held = (shape.layers - 1) * tokens * shape.width + (layer if shape.layers > 1 else last)
+    else:
+        held = (shape.layers - 1) * layer + last
+    if isinstance(config, PPOStage) and config.critic == "shared_trunk":
+        held += shape.layers * tokens * shape.width  # all hidden states are asked for
+    return held + ends
+
+
+def training_pass(config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device) -> Pass:
+    """The largest pass of a stage that trains."""
+    if isinstance(config, PPOStage):
+        return _ppo_pass(config, shape, longest)
+    if getattr(config, "engine", "native") == "trl":
+        return _padded(config, shape, longest, TRL_ROWS_AT_ONCE)
+    if not shape.packs:
+        return _padded(config, shape, longest, ROWS_AT_ONCE)
+    return _packed(config, shape, longest, device)
+
+
+def _packed(config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device) -> Pass:
+    """Rows one after another, each prompt once; a pass holds one row at least."""
+    long = longest.long
+    single = isinstance(config, SFTStage)
+    a_row = long.prompt + long.chosen + (0 if single else long.rejected)
+    numbers = 1 if isinstance(config, RewardModelStage) else shape.vocabulary
+    at_once = max(1, min(PACKED_TOKENS[device], LOGITS_AT_ONCE // numbers))
+    largest = longest.row if single else longest.prompt + 2 * longest.response
+    tokens = max(min(config.batch_pairs * a_row, float(at_once)), float(largest))
+    rows = tokens / max(1.0, a_row)
+    responses = rows * (a_row - long.prompt)
+    if single:
+        return Pass(tokens, responses, logits=responses)
+    again = rows * (long.prompt + long.rejected)
+    masked = rows * long.rejected * (long.prompt + long.rejected)
+    if isinstance(config, RewardModelStage):
+        return Pass(tokens, 2 * rows, again, masked=masked)
+    return Pass(tokens, responses, again, responses, masked)
+
+
+def _padded(config: TrainingConfig, shape: ModelShape, longest: Longest, most: int) -> Pass:
+    """Both rows of each pair, all as long as the longest. The head runs everywhere."""
+    by_logits = max(1, min(most, LOGITS_AT_ONCE // max(1, longest.row * shape.vocabulary)))
+    if isinstance(config, SFTStage):
+        rows = min(config.batch_pairs, by_logits)
+    elif isinstance(config, RewardModelStage):
+        by_tokens = max(1, REWARD_TOKENS_AT_ONCE // (2 * max(1, longest.row)))
+        trl = config.engine == "trl"
+        rows = 2 * min(config.batch_pairs, most if trl else min(most, by_tokens))
+    else:
+        trl = isinstance(config, DPOStage) and config.engine == "trl"
+        rows = 2 * min(config.batch_pairs, most if trl else max(1, by_logits // 2))
+    tokens = float(rows * longest.row)
+    logits = 0.0 if isinstance(config, RewardModelStage) else tokens
+    return Pass(tokens, tokens, logits=logits)
+
+
+def _ppo_pass(config: PPOStage, shape: ModelShape, longest: Longest) -> Pass:
+    """A micro-batch, whose rows stay together whatever their length."""
+    episodes = min(config.rollout_prompts, config.episodes or config.rollout_prompts)
+    a_step = -(-episodes // min(config.mini_batches, episodes))
+    at_once = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // max(1, longest.row * shape.vocabulary)))
+    rows = -(-a_step // -(-a_step // at_once))
+    responses = float(rows * longest.response)
+    a_row = longest.long.prompt + longest.response if shape.packs else longest.row
+    tokens = float(rows * a_row)
+    return Pass(tokens, responses if shape.packs else tokens, logits=responses)
+
+
+def trained_numbers(config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device) -> float:
+    """Numbers in memory at the peak of the largest training pass, weights and gradients left out."""
+    a_pass = training_pass(config, shape, longest, device)
+    logits = LOGITS_TRAINED * a_pass.logits * shape.vocabulary
+    # The logits' gradients are gone before a layer's are computed, so that only the larger of both counts.
+    return kept_numbers(a_pass, shape, config) + max(
+        logits, a_pass.tokens * (3 * shape.inner + 3 * shape.width)
+    )
+
+
+def read_numbers(config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device) -> float:
+    """Numbers of the largest pass without gradients, of a stage that trains nothing."""
+    if shape.packs:
+        tokens = float(max(PACKED_TOKENS[device], longest.prompt + 2 * longest.response))
+    else:
+        tokens = float(ROWS_AT_ONCE * longest.row)
+    passing = tokens * shape.passing_a_token()
+    if not isinstance(config, EvaluateStage):
+        return passing
+    rows = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // max(1, longest.row * shape.vocabulary)))
+    return max(passing, float(2 * LOGITS_READ * rows * longest.response * shape.vocabulary))

@@ -1,0 +1,176 @@
+"""Estimated memory: its pieces against what a model keeps, and what it says of settings."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mpo.batches import GROUP_BATCHES, LOGITS_AT_ONCE
+from mpo.config import DPOStage, PPOStage, RewardModelStage, SFTStage
+from mpo.estimates_fit import nearest_fit
+from mpo.estimates_memory import stage_memory
+from mpo.estimates_passes import LOGITS_AT_ONCE as ASSUMED_LOGITS
+from mpo.estimates_passes import (
+    LOGITS_TRAINED,
+    PACKED_TOKENS,
+    TRL_ROWS_AT_ONCE,
+    Pass,
+    kept_numbers,
+    training_pass,
+)
+from mpo.estimates_shape import ModelShape, read_shape
+from mpo.estimates_work import BATCHES_SORTED, Longest, RowTokens
+from mpo.logprobs import token_logprobs
+from mpo.packed_models import pack_where_exact, packed_logits, packed_states
+from mpo.packed_rows import TOKENS_AT_ONCE, Family, PackedRow
+from mpo.plan import PlannedStage
+from mpo.recomputation import recompute_layers
+from mpo.training_config import LoRAConfig, TrainingConfig
+from mpo.trl_engine import MICRO_BATCH_ROWS
+
+SHAPE = ModelShape(
+    50_000_000, {f"layers.{i}.q_proj.weight": (512, 512) for i in range(8)}, 8, 512, 1408, 256, 16_000, 512
+)
+AT = Longest(200, 100, RowTokens(180, 60, 50))
+PROMPT, CHOSEN, REJECTED, FAMILIES = 40, 20, 12, 6
+STAGES: list[TrainingConfig] = [SFTStage(), RewardModelStage(), DPOStage(), PPOStage()]
+
+
+def planned(config: Any) -> PlannedStage:
+    return PlannedStage(config.kind, config, {}, 0)
+
+
+def memory(config: Any, shape: ModelShape = SHAPE, at: Longest = AT, device: str = "cpu") -> int:
+    return stage_memory(planned(config), shape, at, device)
+
+
+def changed(config: TrainingConfig, **changes: Any) -> TrainingConfig:
+    return type(config).model_validate(config.model_dump() | changes)
+
+
+@pytest.mark.parametrize("stage", ["dpo", "reward_model"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_kept_is_what_a_model_keeps(stage: str, checkpointing: bool, tmp_path: Path) -> None:
+    model, shape = llama(tmp_path)
+    pack_where_exact(model, pytest.fail)
+    families = [Family([5] * PROMPT, [[6] * CHOSEN, [7] * REJECTED]) for _ in range(FAMILIES)]
+    row = PackedRow.of(families)
+    if checkpointing:
+        recompute_layers(model, pytest.fail)
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        if stage == "dpo":
+            token_logprobs(packed_logits(model, row), row.targets)
+        else:
+            packed_states(model, row, row.ends)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights) // 4
+    config: Any = {"dpo": DPOStage, "reward_model": RewardModelStage}[stage](
+        gradient_checkpointing=checkpointing
+    )
+    tokens, responses = FAMILIES * (PROMPT + CHOSEN + REJECTED), FAMILIES * (CHOSEN + REJECTED)
+    again, masked = FAMILIES * (PROMPT + REJECTED), FAMILIES * REJECTED * (PROMPT + REJECTED)
+    read = responses if stage == "dpo" else 2 * FAMILIES
+    expected = kept_numbers(Pass(tokens, read, again, masked=masked), shape, config)
+    if checkpointing:
+        # A whole layer is held while it is computed again; from the start only the last one's numbers are.
+        expected -= (tokens - read) * (4 * shape.inner + shape.width)
+    if stage == "dpo":
+        expected += responses * shape.vocabulary
+    assert expected == pytest.approx(found, rel=0.05)
+
+
+def llama(folder: Path) -> tuple[Any, ModelShape]:
+    """A model in which no two widths are alike."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    return model, read_shape(folder)
+
+
+def test_bounds_are_those_of_the_engine() -> None:
+    assert PACKED_TOKENS == TOKENS_AT_ONCE
+    assert ASSUMED_LOGITS == LOGITS_AT_ONCE
+    assert BATCHES_SORTED == GROUP_BATCHES
+    assert TRL_ROWS_AT_ONCE == MICRO_BATCH_ROWS
+    assert LOGITS_TRAINED == 3
+
+
+def test_a_pass_holds_what_passes_of_packed_rows_hold() -> None:
+    wide = training_pass(DPOStage(), SHAPE, AT, "cpu")
+    assert wide.tokens == 2**11
+    assert wide.logits == pytest.approx(2**11 * 110 / 290)
+    assert training_pass(DPOStage(), SHAPE, AT, "cuda").tokens == 16 * 290
+    assert training_pass(DPOStage(batch_pairs=2), SHAPE, AT, "cpu").tokens == 2 * 290
+    assert training_pass(DPOStage(batch_pairs=1), SHAPE, AT, "cpu").tokens == 400, "the longest row's"
+    large = replace(SHAPE, vocabulary=2**18)
+    assert training_pass(DPOStage(), large, AT, "cpu").tokens == 2**10, "a gibibyte of logits"
+    assert training_pass(RewardModelStage(), large, AT, "cpu").tokens == 2**11, "a reward model has none"
+
+
+def test_rows_are_padded_where_a_model_or_an_engine_wants_it() -> None:
+    padded = training_pass(DPOStage(), replace(SHAPE, packs=False), AT, "cpu")
+    assert padded.tokens == padded.logits == 2 * 16 * 300
+    assert training_pass(DPOStage(engine="trl"), SHAPE, AT, "cpu").tokens == 2 * 16 * 300
+    assert memory(DPOStage(engine="trl")) > memory(DPOStage())
+
+
+@pytest.mark.parametrize("config", STAGES, ids=lambda config: str(config.kind))
+def test_longer_texts_need_no_less_and_what_spares_memory_needs_less(config: TrainingConfig) -> None:
+    grown = [memory(config, at=Longest(64 * n, 32 * n)) for n in (1, 2, 4, 8, 32)]
+    assert grown == sorted(grown)
+    assert grown[0] < grown[-1]
+    assert memory(changed(config, gradient_checkpointing=True)) < memory(config)
+    assert memory(changed(config, lora={"rank": 8})) < memory(config)
+    assert memory(changed(config, lora={"rank": 8})) < memory(changed(config, lora={"rank": 512}))
+    assert memory(config, device="cuda") != memory(config)
+
+
+def limits(config: TrainingConfig) -> Iterator[int]:
+    """From just below what it needs down to nearly nothing."""
+    for share in (0.999, 0.9, 0.8, 0.7, 0.6, 0.5):
+        yield int(share * memory(config))
+
+
+@pytest.mark.parametrize("config", STAGES, ids=lambda config: str(config.kind))
+def test_the_nearest_setting_fits_and_says_what_it_comes_to(config: TrainingConfig) -> None:
+    found = 0
+    long = changed(config, max_prompt_tokens=512, max_response_tokens=256)
+    for limit in limits(long):
+        nearest = nearest_fit(long, memory, limit)
+        if nearest is not None:
+            found += 1
+            changes, needed = nearest
+            assert memory(changed(long, **changes)) == needed <= limit
+    assert found
+    assert nearest_fit(long, memory, 2**20) is None
+
+
+def test_what_changes_no_result_is_proposed_first() -> None:
+    config = SFTStage(max_prompt_tokens=512, max_response_tokens=256)
+    nearest = nearest_fit(config, memory, memory(config) - 1)
+    assert nearest is not None
+    assert nearest[0] == {"gradient_checkpointing": True}
+    checkpointed = changed(config, gradient_checkpointing=True)
+    tighter = nearest_fit(config, memory, memory(changed(checkpointed, lora=LoRAConfig().model_dump())))
+    assert tighter is not None
+    assert tighter[0]["lora"]["rank"] == LoRAConfig().rank
