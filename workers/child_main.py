@@ -95,7 +95,7 @@ def main(task: ChildTask, pipe: Connection, life: Connection) -> None:
         start_followers(count, partial(_follow, task, reporter, life))
     threading.Thread(target=_die_with_worker, args=(life,), daemon=True).start()
     with bind(**task.log_fields):
-        logger.info("begins in process %d", os.getpid())
+        logger.info("begins in process %d, the first of %d", os.getpid(), count)
         outcome = _outcome(task, reporter, count)
         logger.info("ends: %s", outcome.code if isinstance(outcome, Failed) else type(outcome).__name__)
     pipe.send(outcome)
