@@ -31,11 +31,11 @@ from mpo.token_counts import count_tokens, sample_rows
 MIB = 2**20
 HEADING = "## Memory of packed rows"
 COLUMNS = ("stage", "model", "setting", "estimate, MiB", "measured, MiB", "estimate / measured")
-STEPS = 6
+STEPS = 3
 CONFIGS: Mapping[str, Any] = {
     "rm": RewardModelStage(max_steps=STEPS),
     "dpo": DPOStage(max_steps=STEPS),
-    "ppo": PPOStage(episodes=64, rollout_prompts=32, epochs=2, max_new_tokens=48),
+    "ppo": PPOStage(episodes=64, rollout_prompts=32, epochs=1, max_new_tokens=32),
 }
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "": {},
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--stages", default=",".join(CONFIGS))
     parser.add_argument("--models", default=",".join(SHAPES))
     parser.add_argument("--settings", default=",", help="of: gradient_checkpointing, lora; empty = none")
-    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--docs", type=Path)
     chosen = parser.parse_args(arguments)
     named = [chosen.pairs.name if argument == str(chosen.pairs) else argument for argument in arguments]

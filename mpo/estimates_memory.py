@@ -48,8 +48,12 @@ def stage_memory(
         passing = HELD[device] * trained_numbers(config, shape, longest, device)
     else:
         passing = read_numbers(config, shape, longest, device)
-    if isinstance(config, PPOStage | EvaluateStage):
+    if isinstance(config, EvaluateStage):
         passing = max(passing, _decoding(config, shape, longest))
+    if isinstance(config, PPOStage):
+        # On a CPU what one phase has freed does not serve the other: seen in the phases' own peaks.
+        together = sum if device == "cpu" else max
+        passing = together((passing, float(_decoding(config, shape, longest))))
     numbers = _networks(stage, config, shape) + round(passing)
     code = PROCESS_BYTES + FIRST_USE_BYTES + (ADAPTERS_BYTES if config.lora is not None else 0)
     return code + NUMBER * numbers
