@@ -72,7 +72,7 @@ class Training:
 
     model: in training; what does not require gradients is frozen. ranks: all of them hold the same training.
     halved: whether forward passes hold half of what they might, as the memory did not hold more. first, last:
-    metrics of those steps.
+    metrics of those steps. in_shards: whether each rank holds a part of every weight in training.
     """
 
     model: PreTrainedModel
@@ -86,18 +86,16 @@ class Training:
     last: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Once: every step asks for them, and to walk through a model's modules takes longer than it seems.
+        self._trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.in_shards = is_sharded(list(self._trained.values()))
         self.optimizer = torch.optim.AdamW(
-            self.trained().values(), lr=self.config.learning_rate, weight_decay=0.0, fused=True
+            self._trained.values(), lr=self.config.learning_rate, weight_decay=0.0, fused=True
         )
 
-    @property
-    def in_shards(self) -> bool:
-        """Whether each rank holds a part of every weight in training."""
-        return is_sharded(list(self.trained().values()))
-
-    def trained(self) -> dict[str, nn.Parameter]:
+    def trained(self) -> Mapping[str, nn.Parameter]:
         """The parameters in training, by name."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return self._trained
 
     @property
     def total_steps(self) -> int:
