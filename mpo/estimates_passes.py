@@ -1,6 +1,6 @@
 """The largest pass through a network that a stage makes, and what it keeps in memory. Torch-free.
 
-Of packed rows what is kept was counted in a Llama, tensor by tensor (`tests/mpo/test_estimates_passes.py`);
+Of packed rows what is kept was counted in a Llama, tensor by tensor (`tests/mpo/test_estimates_memory.py`);
 other models keep more or less.
 """
 

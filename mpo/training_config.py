@@ -89,6 +89,6 @@ class TrainingConfig(TokenLimits, StageConfig):
     gradient_checkpointing: bool = Field(
         False,
         description="Keep each layer's input alone for the backward pass, and compute the rest again: less "
-        "memory, about a third more time, the same result.",
+        "memory, more time, the same result.",
         json_schema_extra=NEUTRAL,
     )
