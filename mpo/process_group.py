@@ -73,10 +73,6 @@ class ProcessGroup:
         self._together(lambda: dist.all_gather_object(found, thing))
         return found
 
-    def barrier(self) -> None:
-        """By a sum of nothing."""
-        self.sum(torch.zeros(1))
-
     def _together(self, call: Callable[[], object]) -> None:
         try:
             call()

@@ -48,10 +48,6 @@ class Ranks(Protocol):
         """Everybody's, by number. Small things: they are pickled."""
         ...
 
-    def barrier(self) -> None:
-        """Returns once every rank is here."""
-        ...
-
 
 @dataclass(frozen=True)
 class OneRank:
@@ -68,9 +64,6 @@ class OneRank:
     def gather_objects(self, thing: Thing) -> list[Thing]:
         """Its own."""
         return [thing]
-
-    def barrier(self) -> None:
-        """At once."""
 
 
 ALONE = OneRank()
