@@ -15,18 +15,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import examples
-from bench.load_page import Conditions, write_page_section
-from bench.pair_engines import Silent
+from bench.load_page import Conditions, spread, write_page_section
 from mpo.config import RewardModelStage
 from mpo.dataset_files import validate_file
 from mpo.records import PreferencePair, read_pairs, write_rows
-from mpo.reporter import StageInput, StageTask
+from mpo.reporter import SilentReporter, StageInput, StageTask
 
 HEADING = "## A step as the data grow"
 SIZES = (1_000, 10_000, 100_000)
@@ -34,11 +33,11 @@ STEPS, BATCH = 200, 16
 WITHIN = 0.1
 
 
-class FirstSteps(Silent):
+@dataclass(frozen=True)
+class FirstSteps(SilentReporter):
     """Hears when each step has ended."""
 
-    def __init__(self) -> None:
-        self.ended: list[float] = []
+    ended: list[float] = field(default_factory=list)
 
     def progress(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """A step has ended."""
@@ -98,7 +97,7 @@ def table(found: Mapping[int, Sequence[Mapping[str, float]]]) -> tuple[list[list
             [
                 f"{size:,}",
                 f"{middle['pairs_per_second']:.1f}",
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})",
+                spread(ratios),
                 f"{middle['before']:.1f}",
                 f"{1000 * middle['before'] / size:.2f}",
                 f"{middle['memory']:.0f}",

@@ -4,37 +4,22 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import mpo.dpo.train
 import mpo.ppo.train
 import mpo.reward_model.train  # noqa: F401  # what is imported beforehand is not the stage's
 from bench.memory import CONFIGS, SETTINGS, Case
-from mpo.reporter import StageInput, StageTask
+from mpo.reporter import SilentReporter, StageInput, StageTask
 from mpo.stages import run_stage
 
 
-class Silent:
-    """A reporter that nobody reads."""
-
-    def progress(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
+class Telling(SilentReporter):
+    """Tells warnings alone."""
 
     def warn(self, message: str) -> None:
         """Where whoever runs the bench sees it."""
         sys.stderr.write(f"{message}\n")
-
-    def checkpoint_due(self) -> bool:
-        """Never."""
-        return False
-
-    def checkpoint(self, folder: Path, step: int) -> None:
-        """Not kept."""
-
-    def should_stop(self) -> bool:
-        """Never."""
-        return False
 
 
 def peak_bytes() -> int:
@@ -56,7 +41,7 @@ def main() -> None:
     inputs = {role: (StageInput(role, path),) for role, path in case.folders(chosen.folder).items()}
     stage = case.planned(chosen.folder)
     with tempfile.TemporaryDirectory(prefix="mpo-bench-memory-") as output:
-        run_stage(StageTask(stage.config, inputs, Path(output), stage.seed), Silent())  # type: ignore[arg-type]
+        run_stage(StageTask(stage.config, inputs, Path(output), stage.seed), Telling())
     print(json.dumps({"over_imports": peak_bytes() - imported, "imports": imported}))
 
 

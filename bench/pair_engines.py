@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from mpo.config import DPOStage, RewardModelStage
 from mpo.dataset_files import validate_file
 from mpo.dpo.train import train_dpo
 from mpo.records import read_pairs, write_rows
-from mpo.reporter import Reporter, StageInput, StageTask
+from mpo.reporter import Reporter, SilentReporter, StageInput, StageTask
 from mpo.reward_model.train import train_reward_model
 
 EXAMPLES = Path(examples.__file__).parent
@@ -31,27 +31,6 @@ ENGINES = ("native", "trl")
 LENGTHS = {"max_prompt_tokens": 128, "max_response_tokens": 96}
 
 Stage = RewardModelStage | DPOStage
-
-
-class Silent:
-    """A reporter that keeps nothing and asks for nothing."""
-
-    def progress(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
-        """Not kept."""
-
-    def warn(self, message: str) -> None:
-        """Not kept."""
-
-    def checkpoint_due(self) -> bool:
-        """Never."""
-        return False
-
-    def checkpoint(self, folder: Path, step: int) -> None:
-        """Not kept: DPO hands over one when its reference has been asked."""
-
-    def should_stop(self) -> bool:
-        """Never."""
-        return False
 
 
 def seconds(config: Stage, data: Path) -> float:
@@ -65,7 +44,7 @@ def seconds(config: Stage, data: Path) -> float:
         inputs, train = {"backbone": (model,), "data": (rows,)}, train_reward_model
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        train(StageTask(config, inputs, Path(folder), seed=0), Silent())
+        train(StageTask(config, inputs, Path(folder), seed=0), SilentReporter())
         return time.perf_counter() - started
 
 

@@ -65,22 +65,25 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class SilentReporter:
-    """Of a process that takes part in what another one reports. stop: whether it was asked to stop itself."""
+    """Tells nobody and keeps nothing: of a process that takes part in what another reports, for example.
 
-    stop: Callable[[], bool]
+    stop: whether it was asked to stop.
+    """
+
+    stop: Callable[[], bool] = lambda: False
 
     def progress(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
-        """Told by the other one."""
+        """Not told."""
 
     def warn(self, message: str) -> None:
-        """Told by the other one."""
+        """Not told."""
 
     def checkpoint_due(self) -> bool:
-        """Says the other one."""
+        """Never."""
         return False
 
     def checkpoint(self, folder: Path, step: int) -> None:
-        """Handed over by the other one."""
+        """Not kept: DPO hands over one when its reference has been asked."""
 
     def should_stop(self) -> bool:
         """As it was asked."""

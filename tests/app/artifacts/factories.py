@@ -12,24 +12,11 @@ from core.storage import storage
 from core.work_items import ClaimedRun
 from mpo.config import SplitStage
 from mpo.records import GROUP_FIELD, PAIR_SCHEMA
-from mpo.reporter import StageInput, StageTask
+from mpo.reporter import SilentReporter, StageInput, StageTask
 from mpo.split import split_by_gap
 from tests.app.jobs.factories import pairs, publish, publish_folder, work_until
 
 SCORES = {"weak": False, "scored_by": "cross_fit"}
-
-
-class Silent:
-    """A reporter that nobody listens to."""
-
-    def progress(self, step: int, total_steps: int, metrics: object) -> None: ...
-    def warn(self, message: str) -> None: ...
-    def checkpoint_due(self) -> bool:
-        return False
-
-    def checkpoint(self, folder: Path, step: int) -> None: ...
-    def should_stop(self) -> bool:
-        return False
 
 
 def parquet(table: pa.Table) -> bytes:
@@ -84,6 +71,6 @@ def split(folder: Path) -> ClaimedRun:
         assert path is not None
         inputs[role] = (StageInput(sources[0]["name"], path),)
     task = StageTask(SplitStage.model_validate(claimed.config), inputs, output, claimed.seed)
-    split_by_gap(task, Silent())
+    split_by_gap(task, SilentReporter())
     publish_folder(claimed, output)
     return claimed
