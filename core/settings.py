@@ -3,6 +3,7 @@
 import os
 from functools import cache
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
@@ -111,6 +112,11 @@ class Settings(BaseSettings):
         description="Whether each of MPO_RANKS holds a part of the weights that it trains, and of the "
         "optimizer's state, in place of all (SFT, reward models and DPO without lora).",
     )
+
+    @property
+    def scratch_or_temporary(self) -> Path:
+        """Where processes of this machine keep what they fetch and make, and see one another."""
+        return self.scratch or Path(gettempdir())
 
     @property
     def broker_url(self) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
 
 from core import queue
 from core.database import Transaction
@@ -58,6 +59,12 @@ def have_artifacts(tx: Transaction, owner: str, keys: Collection[str]) -> bool:
     """Whether one of the keys has artifacts; if so, they are kept from deletion until they are taken."""
     asked = {"of_owner": owner, "of_keys": list(keys)}
     return tx.session.connection().execute(_ARTIFACTS_OF_KEYS, asked).first() is not None
+
+
+def finished_keys(session: Session, owner: str, keys: Collection[str]) -> set[str]:
+    """Those of the keys whose work has artifacts now; nothing keeps them from deletion."""
+    alive = Artifact.owner == owner, Artifact.key.in_(keys), Artifact.deleted_at.is_(None)
+    return set(session.scalars(select(Artifact.key).where(*alive))) if keys else set()
 
 
 def current_artifacts(tx: Transaction, owner: str, key: str) -> dict[str, Artifact]:

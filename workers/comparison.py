@@ -4,8 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
-from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -240,7 +238,7 @@ def _prompts(config: ComparisonRequest, inputs: Inputs) -> list[Content]:
             for p in config.prompts
         ]
     source = inputs["prompts"][0]
-    with own_folder(settings().scratch or Path(gettempdir()), "mpo-prompts-") as folder:
+    with own_folder(settings().scratch_or_temporary, "mpo-prompts-") as folder:
         rows = storage().fetch(source["location"], folder / "rows.parquet")
         return [row.prompt for row in read_prompts(rows)[: config.limit]]
 

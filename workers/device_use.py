@@ -8,7 +8,6 @@ import errno
 import fcntl
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,8 +23,7 @@ logger = logging.getLogger(__name__)
 
 def lock_file() -> Path:
     """This machine's, for this user: in a folder for all, another's file could not be opened."""
-    folder = settings().scratch or Path(tempfile.gettempdir())
-    return folder / f"mpo-device-{os.getuid()}.lock"
+    return settings().scratch_or_temporary / f"mpo-device-{os.getuid()}.lock"
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,6 +37,7 @@ from workers.child_protocol import (
 from workers.failures import crash_row, failure_row, store_failed
 from workers.fork_server import ForkServerGone
 from workers.lease import LeaseKeeper
+from workers.scratch import scratch_folder
 
 DATABASE_RETRY_SECONDS = 1.0
 FORK_SERVER_RETRY_SECONDS = 2.0
@@ -62,7 +62,7 @@ class Executor:
     def __init__(self, slot: str, concurrency: int, worker_id: str) -> None:
         self._slot, self._worker_id = slot, worker_id
         self.stopping = Event()
-        self._scratch = settings().scratch or Path(tempfile.gettempdir()) / "mpo"
+        self._scratch = scratch_folder()
         self._threads = [
             Thread(target=self._work, name=f"{slot} slot {number}") for number in range(concurrency)
         ]

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from sqlalchemy import select
 
 from core.database import open_session
+from core.settings import settings
 from core.states import TERMINAL
 from core.tables import Run
 
@@ -26,6 +27,11 @@ UNLOCKED_SECONDS = 60.0
 """A folder is there a moment before its lock is."""
 
 logger = logging.getLogger(__name__)
+
+
+def scratch_folder() -> Path:
+    """Where this machine's workers keep the folders of their runs."""
+    return settings().scratch or Path(gettempdir()) / "mpo"
 
 
 def clear_scratch(scratch: Path, grace: timedelta) -> int:

@@ -11,8 +11,8 @@ from core.retention import let_go
 from core.settings import settings
 from core.storage import storage
 from core.sweeping import Freed, Sweep
-from workers.scratch import clear_scratch
-from workers.sweeper import scratch_folder, walk
+from workers.scratch import clear_scratch, scratch_folder
+from workers.sweeper import walk
 
 LONGEST_SECONDS = 10**9
 

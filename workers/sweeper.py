@@ -4,10 +4,8 @@ Not on recovery's own thread: a store that does not answer must not keep leases 
 """
 
 import logging
-import tempfile
 import time
 from datetime import timedelta
-from pathlib import Path
 from threading import Event, Thread
 
 from sqlalchemy import func, update
@@ -20,7 +18,7 @@ from core.settings import settings
 from core.storage import storage
 from core.sweeping import RUNS, Freed, Sweep
 from core.tables import SweepRow
-from workers.scratch import clear_scratch
+from workers.scratch import clear_scratch, scratch_folder
 
 STORE = "store"
 RUNS_A_BATCH = 50
@@ -95,11 +93,6 @@ def walk(sweep: Sweep, after: str, until: float, stopping: Event) -> str:
         after = batch[-1]
     sweep.uploads()
     return ""
-
-
-def scratch_folder() -> Path:
-    """Where this machine's workers keep what they fetch and make."""
-    return settings().scratch or Path(tempfile.gettempdir()) / "mpo"
 
 
 def _take_step(tx: Transaction) -> str | None:

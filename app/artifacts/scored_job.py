@@ -164,7 +164,7 @@ def _local(location: str, id_: str) -> Path:
     local = storage().local_path(location)
     if local is not None:
         return local
-    kept = (settings().scratch or Path(tempfile.gettempdir())) / "mpo-artifacts" / id_
+    kept = settings().scratch_or_temporary / "mpo-artifacts" / id_
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:

@@ -1,23 +1,18 @@
 """What a spec would come to: its stages and what each of them costs, without making a job."""
 
-from collections.abc import Mapping
-
-from sqlalchemy import select
-from sqlalchemy.orm import Session
-
 from app.jobs.estimating import StageCost, stage_costs
 from app.jobs.past_runs import PastRun, factor_for, past_runs
 from app.jobs.planning import plan_spec, resolved_method, written_inputs
 from app.jobs.schemas import Basis, CreateJob, DryRunView, PlannedStageView
 from core.database import Transaction
-from core.tables import Artifact
+from core.work_lookup import finished_keys
 from mpo.plan import PlannedStage, plan_warnings
 
 
 def plan_job(tx: Transaction, owner: str, spec: CreateJob) -> DryRunView:
     """What `create_job` would do, without doing it; what is cached is a forecast."""
     plan = plan_spec(tx, owner, spec)
-    cached, warnings = _cached_keys(tx.session, owner, plan.keys), plan_warnings(plan.stages)
+    cached, warnings = finished_keys(tx.session, owner, plan.keys.values()), plan_warnings(plan.stages)
     costs = stage_costs(tx.session, owner, plan.stages, plan.leaves, plan.keys)
     runs = past_runs(tx.session, owner)
     views = []
@@ -54,10 +49,3 @@ def _seconds(
     if factor is None:
         return round(cost.assumed_seconds, 1), "estimated"
     return round(cost.assumed_seconds * factor, 1), "measured"
-
-
-def _cached_keys(session: Session, owner: str, keys: Mapping[str, str]) -> set[str]:
-    statement = select(Artifact.key).where(
-        Artifact.owner == owner, Artifact.key.in_(keys.values()), Artifact.deleted_at.is_(None)
-    )
-    return set(session.scalars(statement))

@@ -1,16 +1,12 @@
 """Refuses jobs whose stages need more memory than trainings have."""
 
-from collections.abc import Mapping
-
-from sqlalchemy import select
-
 from app.jobs.estimating import stage_costs
 from app.jobs.excess import NotEnoughMemory
 from app.jobs.planning import Plan, field_loc
 from app.jobs.schemas import CreateJob
 from core.database import Transaction
 from core.settings import settings
-from core.tables import Artifact
+from core.work_lookup import finished_keys
 
 
 def refuse_what_does_not_fit(tx: Transaction, owner: str, spec: CreateJob, plan: Plan) -> None:
@@ -19,7 +15,7 @@ def refuse_what_does_not_fit(tx: Transaction, owner: str, spec: CreateJob, plan:
         return
     costs = stage_costs(tx.session, owner, plan.stages, plan.leaves, plan.keys)
     excess = {stage.name: found for stage in plan.stages if (found := costs[stage.name].excess) is not None}
-    done = _done(tx, owner, {name: plan.keys[name] for name in excess})
+    done = finished_keys(tx.session, owner, [plan.keys[name] for name in excess])
     for stage in plan.stages:
         if stage.name not in excess or plan.keys[stage.name] in done:
             continue
@@ -34,12 +30,3 @@ def refuse_what_does_not_fit(tx: Transaction, owner: str, spec: CreateJob, plan:
             nearest=found.nearest,
             nearest_bytes=found.nearest_bytes,
         )
-
-
-def _done(tx: Transaction, owner: str, keys: Mapping[str, str]) -> set[str]:
-    if not keys:
-        return set()
-    statement = select(Artifact.key).where(
-        Artifact.owner == owner, Artifact.key.in_(keys.values()), Artifact.deleted_at.is_(None)
-    )
-    return set(tx.session.scalars(statement))

@@ -1,7 +1,6 @@
 """The sampler's loop: take what waits, go on with what is under way. Torch comes after the first beat."""
 
 import logging
-import tempfile
 import threading
 import time
 from functools import partial
@@ -32,8 +31,7 @@ logger = logging.getLogger(__name__)
 
 def serve(mailbox: Mailbox, stop: threading.Event) -> None:
     """Answer requests until `stop` is set. Outlasts Redis being away, or coming back empty."""
-    scratch = settings().scratch or Path(tempfile.gettempdir())
-    with own_folder(scratch, "mpo-sampler-") as copies:
+    with own_folder(settings().scratch_or_temporary, "mpo-sampler-") as copies:
         engine = _load_engine(copies, mailbox)
         pace = Pace(settings().sampler_share, partial(is_in_use, lock_file()), stop)
         try:
