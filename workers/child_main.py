@@ -103,9 +103,15 @@ def main(task: ChildTask, pipe: Connection, life: Connection) -> None:
 
 def ranks_of(task: ChildTask) -> int:
     """Processes that do it together: more than one only of a training that can be spread."""
-    if task.ranks == 1 or task.kind in OTHER_WORK:
-        return 1
-    return task.ranks if is_spread(STAGE.validate_python(dict(task.config))) else 1
+    return 1 if task.ranks == 1 or task.kind in OTHER_WORK else _ranks_of_stage(task, _stage_config(task))
+
+
+def _ranks_of_stage(task: ChildTask, config: Stage) -> int:
+    return task.ranks if is_spread(config) else 1
+
+
+def _stage_config(task: ChildTask) -> Stage:
+    return STAGE.validate_python(dict(task.config))
 
 
 def _follow(task: ChildTask, reporter: PipeReporter, life: Connection, number: int) -> None:
@@ -150,8 +156,8 @@ def _run_stage(task: ChildTask, reporter: Reporter, number: int = 0) -> None:
     """number: this process's among the ranks of the task."""
     from mpo.stages import run_stage
 
-    config = STAGE.validate_python(dict(task.config))
-    count = ranks_of(task)
+    config = _stage_config(task)
+    count = _ranks_of_stage(task, config)
     if config.slot == "gpu":
         _share_cores(task.torch_threads, count)
     inputs = {role: tuple(StageInput(i.name, i.path) for i in found) for role, found in task.inputs.items()}
