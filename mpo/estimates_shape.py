@@ -1,8 +1,6 @@
 """The shape of a model, from its folder: what memory and time depend on. Torch-free."""
 
-import json
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 from mpo.errors import UnusableModel
 from mpo.lengths import text_settings
+from mpo.safetensors_headers import tensor_shapes
 from mpo.training_config import LoRAConfig
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -76,12 +75,12 @@ def read_shape(folder: Path) -> ModelShape:
     """
     try:
         return _shape(text_settings(folder / "config.json"), _weights(folder))
-    except (*UNREADABLE, struct.error) as error:
+    except UNREADABLE as error:
         raise UnusableModel(f"The model's folder does not tell its shape: {error!r}") from error
 
 
 def _shape(settings: Mapping[str, Any], files: Sequence[Path]) -> ModelShape:
-    shapes = [shape for path in files for shape in _header(path).items()]
+    shapes = [shape for path in files for shape in tensor_shapes(path).items()]
     if not shapes:
         raise FileNotFoundError("no safetensors")
     width = int(settings.get("hidden_size") or settings["n_embd"])
@@ -108,11 +107,3 @@ def _weights(folder: Path) -> list[Path]:
     """The files that from_pretrained reads: a folder may hold the same weights in another form too."""
     whole = folder / "model.safetensors"
     return [whole] if whole.is_file() else sorted(folder.glob("model*.safetensors"))
-
-
-def _header(path: Path) -> dict[str, Sequence[int]]:
-    """Shapes of the tensors in a file, from the JSON that it begins with."""
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-    return {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}

@@ -18,6 +18,7 @@ from mpo.errors import UnusableModel
 from mpo.lengths import named_context, text_settings
 from mpo.policies import load_policy, load_reward_model, training_device
 from mpo.prefix_cache import PrefixCache
+from mpo.safetensors_headers import tensor_shapes
 from mpo.tokenization import Terminators, load_tokenizer, terminators
 from workers.sampling.refusals import Refused
 from workers.sampling.spelling import Speller
@@ -107,10 +108,7 @@ def bytes_of_weights(folder: Path) -> int:
 
 
 def _bytes_in_memory(file: Path) -> int:
-    size = file.stat().st_size
     try:
-        with file.open("rb") as opened:
-            header = json.loads(opened.read(min(size, int.from_bytes(opened.read(8), "little"))))
-        return sum(4 * prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        return sum(4 * prod(shape) for shape in tensor_shapes(file).values())
     except (ValueError, KeyError, TypeError, AttributeError):
-        return size  # what is no such file, loading says better
+        return file.stat().st_size  # what is no such file, loading says better
