@@ -8,20 +8,18 @@ that of the whole engine in the same round: median, smallest and largest.
 """
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from unittest import mock
 
 import torch
 import transformers
 from transformers import PreTrainedModel
 
-from bench.load_page import Conditions, write_page_section
-from bench.training_data import read_pairs
+from bench.load_page import Conditions, spread, write_page_section
+from bench.training_data import read_pairs, scoring_parser
 from bench.training_side import PairRun
 from mpo.packed_models import pack_where_exact, say_nothing
 from mpo.packed_rows import Family, PackedRow
@@ -83,13 +81,9 @@ def run(chosen: argparse.Namespace, part: str | None) -> tuple[float, float]:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, and write the page's section where one is named."""
-    parser = argparse.ArgumentParser(prog="python -m bench.engine_parts")
-    parser.add_argument("--pairs", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
+    parser = scoring_parser("python -m bench.engine_parts", rounds=3)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--docs", type=Path)
-    parser.set_defaults(batch=16, held_out=0, max_length=512, parity=None)
+    parser.set_defaults(batch=16)
     chosen = parser.parse_args(arguments)
     transformers.logging.disable_progress_bar()
     conditions = Conditions.now(["python -m bench.engine_parts", *arguments])
@@ -102,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
             assert abs(loss - expected) <= LOSS_TOLERANCE, f"{title}: loss {loss}, not {expected}"
             ratios[title].append(seconds / whole)
     rows = [
-        [title, part, f"{statistics.median(found):.2f} ({min(found):.2f}, {max(found):.2f})"]
+        [title, part, spread(found)]
         for (title, part), found in zip(PARTS.items(), ratios.values(), strict=True)
     ]
     for row in rows:

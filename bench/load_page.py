@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from bench.cpu_time import loop_milliseconds
 
@@ -41,6 +42,11 @@ class Conditions:
             f"{self.loop_milliseconds:.0f} ms); load average {self.load_average:.1f} before it began, so "
             f"that {others}"
         )
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Their median, with the smallest and largest."""
+    return f"{median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
 
 
 def write_load(

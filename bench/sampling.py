@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 import examples
-from bench.load_page import Conditions, write_page_section
+from bench.load_page import Conditions, spread, write_page_section
 from bench.load_stack import running_stack
 from bench.sampling_memory import memory_row
 from bench.sampling_sides import Generate, Service, Work
@@ -96,7 +96,7 @@ def _compare(
         ratios = [a / b for a, b in zip(here, found, strict=True)]
         what = f"tokens a second, {at_once} at once; `generate` {name}"
         rows.append(
-            [what, f"{statistics.median(here):.0f}", f"{statistics.median(found):.0f}", _ratio(ratios)]
+            [what, f"{statistics.median(here):.0f}", f"{statistics.median(found):.0f}", spread(ratios)]
         )
         _tell(rows[-1])
     return rows
@@ -131,14 +131,10 @@ def _prefix_row(ours: Service, work: Work) -> list[str]:
         f"ms to one token after {SHARED_CHARACTERS} characters: begun like an earlier prompt, new",
         f"{1000 * statistics.median(known):.1f}",
         f"{1000 * statistics.median(new):.1f}",
-        _ratio(ratios),
+        spread(ratios),
     ]
     _tell(row)
     return row
-
-
-def _ratio(ratios: Sequence[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
 
 
 def _tell(row: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ both sequences of a pair as rows of their own, 32 rows in the file's order padde
 forward. Both sides score the same token ids, and must come to the same rewards.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -19,8 +18,8 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench.load_page import Conditions, write_page_section
-from bench.training_data import Pairs, read_pairs
+from bench.load_page import Conditions, spread, write_page_section
+from bench.training_data import Pairs, read_pairs, scoring_parser
 from mpo.policies import load_reward_model, to_training_device
 from mpo.reward_model.score import PairScores
 
@@ -77,13 +76,9 @@ def measure(folder: Path, data: Pairs, rounds: int) -> dict[str, list[float]]:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, and write the page's section where one is named."""
-    parser = argparse.ArgumentParser(prog="python -m bench.scoring")
-    parser.add_argument("--pairs", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
+    parser = scoring_parser("python -m bench.scoring", rounds=3)
     parser.add_argument("--count", type=int, default=256, dest="batch")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--docs", type=Path)
-    parser.set_defaults(steps=1, held_out=0, max_length=512, parity=None)
+    parser.set_defaults(steps=1)
     chosen = parser.parse_args(arguments)
     transformers.logging.disable_progress_bar()
     conditions = Conditions.now(["python -m bench.scoring", *arguments])
@@ -95,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
         [title, f"{pairs / statistics.median(seconds[side]):.1f}", said]
         for title, side, said in (
             ("transformers, padded batches of 32", "loop", ""),
-            ("the stage `score`", "engine", f"{ratio:.2f} ({min(ratios):.2f}, {max(ratios):.2f})"),
+            ("the stage `score`", "engine", spread(ratios)),
         )
     ]
     for row in rows:

@@ -41,6 +41,17 @@ class Prompts:
     tokenize_seconds: float
 
 
+def scoring_parser(program: str, rounds: int) -> argparse.ArgumentParser:
+    """Of benches that run a reward model over the first pairs of a file, as `read_pairs` takes them."""
+    parser = argparse.ArgumentParser(prog=program)
+    parser.add_argument("--pairs", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--docs", type=Path)
+    parser.set_defaults(held_out=0, max_length=512, parity=None)
+    return parser
+
+
 def read_pairs(chosen: argparse.Namespace) -> Pairs:
     """The pairs of a training and its held-out ones: those whose two sequences both fit.
 

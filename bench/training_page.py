@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from bench.load_page import Conditions, write_page_section
+from bench.load_page import Conditions, spread, write_page_section
 
 TITLES = {"rm": "Training a reward model", "dpo": "Training by DPO", "ppo": "PPO with a separate critic"}
 FLOORS = {"rm": (3.0, 1.4), "dpo": (4.5, 1.7), "ppo": (2.2, 1.8)}
@@ -69,5 +68,5 @@ def _row(found: Mapping[str, Any], side: str, title: str) -> Sequence[str]:
         f"{line['peak_rss_mb'] - line['imports_mb']:.0f}",
         f"{rate:.0f} ({rate / line['matmul_gflops']:.0%})",
         "" if quality is None else f"{quality:.3f}",
-        "" if ratios is None else f"{median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})",
+        "" if ratios is None else spread(ratios),
     )
