@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
 from redis import Redis
 from transformers import AutoTokenizer
 
@@ -67,6 +68,21 @@ def sampler_process() -> Iterator[subprocess.Popen[bytes]]:
     finally:
         running.kill()
         running.wait()
+
+
+@contextmanager
+def sampler_without_database(redis_url: str, folder: Path) -> Iterator[None]:
+    """A running sampler whose settings name no database that answers: it needs none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPO_DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:1/none")
+        patch.setenv("MPO_REDIS_URL", redis_url)
+        patch.setenv("MPO_STORE_URL", f"file://{folder / 'store'}")
+        # Else it gives way to the machine's trainings, other tests' among them.
+        patch.setenv("MPO_SCRATCH", str(folder / "scratch"))
+        settings.cache_clear()
+        with running_sampler():
+            yield
+        settings.cache_clear()
 
 
 @contextmanager

@@ -104,13 +104,20 @@ def test_two_ranks_train_as_one_does(two: Run, house: Path, tmp_path: Path, name
 def test_a_resumed_training_equals_the_uninterrupted_one(
     two: Run, house: Path, tmp_path: Path, name: str
 ) -> None:
-    whole = task_for(house, tmp_path / "whole", CONFIGS[name])
+    assert_resumed_equals_whole(two, house, tmp_path, CONFIGS[name])
+
+
+def assert_resumed_equals_whole(
+    two: Run, house: Path, tmp_path: Path, config: Stage
+) -> tuple[list[Any], list[Any]]:
+    """Its steps before it was interrupted, and those of the uninterrupted one. The checkpoint is `kept`."""
+    whole, kept = task_for(house, tmp_path / "whole", config), tmp_path / "kept"
     steps, _ = two(two_ranks.run_stage, whole)
-    kept = tmp_path / "kept"
-    first, _ = two(two_ranks.interrupt_stage, task_for(house, tmp_path / "first", CONFIGS[name]), 2, kept)
-    rest = task_for(house, tmp_path / "rest", CONFIGS[name], resume=kept)
+    first, _ = two(two_ranks.interrupt_stage, task_for(house, tmp_path / "first", config), 2, kept)
+    rest = task_for(house, tmp_path / "rest", config, resume=kept)
     assert first + two(two_ranks.run_stage, rest)[0] == steps
     assert torch.equal(weights(rest), weights(whole))
+    return first, steps
 
 
 def test_a_training_goes_on_with_another_number_of_ranks(two: Run, house: Path, tmp_path: Path) -> None:
@@ -210,7 +217,7 @@ def test_a_rank_that_is_silent_is_waited_for_so_long(rank_pairs: TwoRanks, tmp_p
 
 def be_silent_on_the_second_rank(group: ProcessGroup) -> None:
     if group.number == 0:
-        group.barrier()
+        group.gather_objects(None)
 
 
 def test_a_training_that_diverges_ends_on_all_at_once(doomed: Run, house: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from mpo.process_group import ProcessGroup
 from mpo.reporter import StageTask
 from mpo.stages import run_stage as run_alone
 from tests.mpo import two_ranks
+from tests.mpo.ppo.test_train import SETTINGS
 from tests.mpo.tiny import RecordingReporter, task_of, write_pairs, write_policy, write_reward_model
 from tests.mpo.two_ranks import Run, TwoRanks, assert_alike, weights
 
@@ -44,17 +45,7 @@ def two(rank_pairs: TwoRanks, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def task_for(house: Path, output: Path, resume: Path | None = None, **changed: Any) -> StageTask:
-    settings = {
-        "rollout_prompts": 8,
-        "mini_batches": 2,
-        "epochs": 2,
-        "max_new_tokens": 6,
-        "max_prompt_tokens": 16,
-        "max_response_tokens": 8,
-        "learning_rate": 1e-3,
-        "max_grad_norm": 0.5,
-        **changed,
-    }
+    settings = {**SETTINGS, "max_grad_norm": 0.5, **changed}
     inputs = {role: house / role for role in ("policy", "sft", "reward_model")}
     inputs |= {"reference": house / "policy", "prompts": house / "prompts.parquet"}
     return task_of(PPOStage.model_validate(settings), output, inputs, resume=resume)

@@ -24,6 +24,7 @@ from tests.mpo.test_ranks import (
     LORA,
     STEPS,
     Scarce,
+    assert_resumed_equals_whole,
     die_on_the_second_rank,
     house_of,
     task_for,
@@ -125,14 +126,8 @@ def numbers_held(ranks: Ranks, folder: Path, kind: str) -> tuple[int, bool]:
 def test_a_resumed_training_equals_the_uninterrupted_one_also_without_shards(
     two: Run, house: Path, tmp_path: Path, name: str
 ) -> None:
-    whole = task_for(house, tmp_path / "whole", CONFIGS[name])
-    steps, _ = two(two_ranks.run_stage, whole)
-    kept = tmp_path / "kept"
-    first, _ = two(two_ranks.interrupt_stage, task_for(house, tmp_path / "first", CONFIGS[name]), 2, kept)
-    rest = task_for(house, tmp_path / "rest", CONFIGS[name], resume=kept)
-    assert first + two(two_ranks.run_stage, rest)[0] == steps
-    assert torch.equal(weights(rest), weights(whole))
-    alone = task_for(house, tmp_path / "alone", CONFIGS[name], resume=kept)
+    first, steps = assert_resumed_equals_whole(two, house, tmp_path, CONFIGS[name])
+    alone = task_for(house, tmp_path / "alone", CONFIGS[name], resume=tmp_path / "kept")
     run_alone(alone, reporter := RecordingReporter())
     assert_alike(first + reporter.steps, steps)
 

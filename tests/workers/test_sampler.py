@@ -25,11 +25,10 @@ from core.sampling import (
     TokenizeRequest,
     envelope,
 )
-from core.settings import settings
 from mpo.policies import load_reward_model
 from mpo.reward_model.score import score_responses
 from mpo.tokenization import encode_prompt, encode_response
-from tests.sampler import TinyModels, connect, files_of, running_sampler, write_models
+from tests.sampler import TinyModels, connect, files_of, sampler_without_database, write_models
 from workers.sampler_client import SamplerClient
 
 PROMPTS = ["red cat 1: ", "blue", "green bird sleeps dog runs: "]
@@ -44,16 +43,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 @pytest.fixture(scope="module")
 def sampler(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Without a database: a sampler needs none to answer."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPO_DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:1/none")
-        patch.setenv("MPO_REDIS_URL", redis_url)
-        patch.setenv("MPO_STORE_URL", f"file://{tmp_path_factory.mktemp('store')}")
-        # Else it gives way to the machine's trainings, other tests' among them.
-        patch.setenv("MPO_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
-        settings.cache_clear()
-        with running_sampler():
-            yield
-        settings.cache_clear()
+    with sampler_without_database(redis_url, tmp_path_factory.mktemp("sampler")):
+        yield
 
 
 @pytest.fixture

@@ -11,14 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.sampling import ModelFiles, SampleReply, SampleRequest
-from core.settings import settings
 from core.storage import Storage
 from mpo.adapters import ADAPTER
 from mpo.config import SFTStage
 from mpo.sft.train import train_sft
 from mpo.training_config import LoRAConfig
 from tests.mpo.tiny import RecordingReporter, task_of, write_pairs, write_policy
-from tests.sampler import connect, files_of, running_sampler
+from tests.sampler import connect, files_of, sampler_without_database
 from tests.workers.test_sampler import loaded
 from workers.sampler_client import SamplerClient
 from workers.sampling.model_cache import ModelCache, NoRoom
@@ -58,16 +57,9 @@ def over(files: ModelFiles, base: ModelFiles | None) -> ModelFiles:
 
 @pytest.fixture(scope="module")
 def ask(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPO_DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:1/none")
-        patch.setenv("MPO_REDIS_URL", redis_url)
-        patch.setenv("MPO_STORE_URL", f"file://{tmp_path_factory.mktemp('store')}")
-        patch.setenv("MPO_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
-        settings.cache_clear()
-        with running_sampler(), connect() as redis:
-            redis.set("mpo:sampler:alive", "test", ex=600)
-            yield ask_once
-        settings.cache_clear()
+    with sampler_without_database(redis_url, tmp_path_factory.mktemp("sampler")), connect() as redis:
+        redis.set("mpo:sampler:alive", "test", ex=600)
+        yield ask_once
 
 
 def ask_once(request: SampleRequest) -> SampleReply:

@@ -21,6 +21,16 @@ from tests.mpo.tiny import (
     write_reward_model,
 )
 
+SETTINGS: dict[str, object] = {
+    "rollout_prompts": 8,
+    "mini_batches": 2,
+    "epochs": 2,
+    "max_new_tokens": 6,
+    "max_prompt_tokens": 16,
+    "max_response_tokens": 8,
+    "learning_rate": 1e-3,
+}
+
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,16 +45,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ppo_task(
     house: Path, output: Path, resume: Path | None = None, prompts: Path | None = None, **config: object
 ) -> StageTask:
-    settings = {
-        "rollout_prompts": 8,
-        "mini_batches": 2,
-        "epochs": 2,
-        "max_new_tokens": 6,
-        "max_prompt_tokens": 16,
-        "max_response_tokens": 8,
-        "learning_rate": 1e-3,
-        **config,
-    }
+    settings = {**SETTINGS, **config}
     inputs = {
         "policy": house / "dpo",
         "reference": house / "dpo",
