@@ -44,9 +44,10 @@ class Conditions:
         )
 
 
-def spread(ratios: Sequence[float]) -> str:
+def spread(numbers: Sequence[float], digits: int = 2, unit: str = "") -> str:
     """Their median, with the smallest and largest."""
-    return f"{median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
+    least, most = min(numbers), max(numbers)
+    return f"{median(numbers):.{digits}f}{unit} ({least:.{digits}f}, {most:.{digits}f})"
 
 
 def write_load(

@@ -9,7 +9,6 @@ each pair of windows. Share 1 is a sampler that gives way to nobody.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.load_page import Conditions, write_page_section
+from bench.load_page import Conditions, spread, write_page_section
 from bench.load_stack import Stack, running_stack
 from bench.sampling import TINY, make_work
 from bench.sampling_memory import write_model
@@ -47,7 +46,7 @@ class Found:
         """Cells of the table, in the order of `WHAT`."""
         slower = [100 * (1 - b / a) for a, b in zip(self.alone, self.beside, strict=True)]
         return [
-            _shown(self.alone, 2), _shown(self.beside, 2), _shown(slower, 0, " %"), _shown(self.tokens, 0)
+            spread(self.alone, 2), spread(self.beside, 2), spread(slower, 0, " %"), spread(self.tokens, 0)
         ]  # fmt: skip
 
 
@@ -134,11 +133,6 @@ def _steps_a_second(
     return [
         float(last - first) / (end - began) for (first, last), (began, end) in zip(at, spans, strict=True)
     ]
-
-
-def _shown(numbers: Sequence[float], digits: int, unit: str = "") -> str:
-    middle, least, most = statistics.median(numbers), min(numbers), max(numbers)
-    return f"{middle:.{digits}f}{unit} ({least:.{digits}f}, {most:.{digits}f})"
 
 
 if __name__ == "__main__":
