@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
@@ -25,6 +26,7 @@ import examples
 from bench.load_page import Conditions, spread, write_page_section
 from mpo.config import RewardModelStage
 from mpo.dataset_files import validate_file
+from mpo.errors import StageInterrupted
 from mpo.records import PreferencePair, read_pairs, write_rows
 from mpo.reporter import SilentReporter, StageInput, StageTask
 
@@ -36,13 +38,18 @@ WITHIN = 0.1
 
 @dataclass(frozen=True)
 class FirstSteps(SilentReporter):
-    """Hears when each step has ended."""
+    """Hears when each step has ended, and has the stage stop once there were enough: what follows the
+    training goes through all pairs."""
 
     ended: list[float] = field(default_factory=list)
 
     def progress(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """A step has ended."""
         self.ended.append(time.perf_counter())
+
+    def should_stop(self) -> bool:
+        """After the last step that is measured."""
+        return len(self.ended) >= STEPS
 
 
 def run_one(data: Path, model: Path) -> dict[str, float]:
@@ -51,12 +58,13 @@ def run_one(data: Path, model: Path) -> dict[str, float]:
 
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     lengths = {"max_prompt_tokens": 128, "max_response_tokens": 96}
-    config = RewardModelStage.model_validate({"batch_pairs": BATCH, "max_steps": STEPS, **lengths})
+    config = RewardModelStage.model_validate({"batch_pairs": BATCH, "max_steps": STEPS + 1, **lengths})
     inputs = {"backbone": (StageInput("model", model),), "data": (StageInput("pairs", data),)}
     steps = FirstSteps()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        train_reward_model(StageTask(config, inputs, Path(folder), seed=0), steps)
+        with suppress(StageInterrupted):
+            train_reward_model(StageTask(config, inputs, Path(folder), seed=0), steps)
     ended = steps.ended[:STEPS]
     return {
         "before": ended[0] - started,
