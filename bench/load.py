@@ -1,6 +1,6 @@
 """How many requests a second a whole embedded stack takes, with the generator on the same machine.
 
-python -m bench.load [--seconds 10] [--connections 16] [--rate 400] [--idle-workers] [--docs PAGE]
+python -m bench.load [--seconds 10] [--connections 16] [--rate 300 400] [--idle-workers] [--docs PAGE]
 
 Starts `mpo up` in a temporary folder, uploads a small dataset, and drives the service over HTTP: submissions
 of the default `mpo` method on `tiny`, polls and lists. Every answer's status is checked, every acknowledged
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.load")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     parser.add_argument("--connections", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=400.0, help="of the open loop")
+    parser.add_argument("--rate", type=float, nargs="+", default=[300.0, 400.0], help="of the open loops")
     parser.add_argument("--idle-workers", action="store_true", help="stop the workers while the load is on")
     parser.add_argument("--only", default="", help="loads whose title holds this word")
     parser.add_argument("--docs", type=Path, help="page of benchmarks whose section to write anew")
@@ -155,7 +155,8 @@ def _loads(load: Load, spec: Spec, chosen: argparse.Namespace) -> None:
     measure("poll 304, nothing queued", same("GET", path, **unchanged), 304)
     measure("poll 200, nothing queued", same("GET", path), 200)
     measure("submit, cold keys", cold(), 202, **accept)
-    measure(f"submit, cold keys, open loop at {chosen.rate:g}/s", cold(), 202, **accept, rate=chosen.rate)
+    for rate in chosen.rate:
+        measure(f"submit, cold keys, open loop at {rate:g}/s", cold(), 202, **accept, rate=rate)
     measure("submit, cold keys, Idempotency-Key", cold(idempotent=True), 202, **accept)
     measure("submit, stages under way", same("POST", "/v1/jobs", {**spec, "seed": FIRST_SEED}), 202, **accept)
     measure("submit, all cached", same("POST", "/v1/jobs", {**spec, "method": QUICK}), 202, **accept)

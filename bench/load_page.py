@@ -57,7 +57,7 @@ def write_load(
     said = (
         f"{conditions.machine()}. API, Postgres, Valkey, workers and generator share them. Default `mpo` "
         f"jobs on `tiny`, each with a seed of its own unless the row says otherwise; {connections} "
-        f"connections, {seconds:g} s a row, closed loop but for the row that names a rate, whose times count "
+        f"connections, {seconds:g} s a row, closed loop but for rows that name a rate, whose times count "
         f"from when a request was due. {counted}."
     )
     write_page_section(page, HEADING, conditions.command, said, [_COLUMNS, *rows])

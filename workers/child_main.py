@@ -33,10 +33,10 @@ from workers.child_protocol import Checkpointed, ChildTask, Done, Failed, Progre
 from workers.device_use import device_in_use, lock_file
 from workers.failures import failed
 from workers.followers import start_followers
+from workers.priority import CHILD, give_way
 
 NAMED_LIBRARIES = ("torch", "transformers", "trl", "numpy", "pyarrow")
 STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
-NICENESS = 5
 OTHER_WORK = frozenset({"validate_dataset", "compare"})
 """Kinds that are no stage of a plan."""
 MEETING = "meeting"
@@ -88,7 +88,7 @@ class PipeReporter:
 def main(task: ChildTask, pipe: Connection, life: Connection) -> None:
     """Entry of the child process."""
     os.setsid()
-    _yield_to_answers()
+    give_way(CHILD)
     reporter = PipeReporter(pipe, float(task.config.get("checkpoint_seconds", 300.0)))
     _log_to(task.log)
     if (count := ranks_of(task)) > 1:
@@ -119,17 +119,6 @@ def _follow(task: ChildTask, reporter: PipeReporter, life: Connection, number: i
     threading.Thread(target=_die_with_worker, args=(life,), daemon=True).start()
     with suppress(StageInterrupted):
         _run_stage(task, SilentReporter(reporter.should_stop), number)
-
-
-def _yield_to_answers() -> None:
-    """Take what API, database and workers leave of the processor: runs take minutes, answers milliseconds.
-
-    Where nobody else wants it, nothing changes.
-    """
-    os.nice(NICENESS)
-    # Linux weighs sessions, and within them processes, where it groups by session: this child has its own.
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def _outcome(task: ChildTask, reporter: PipeReporter, ranks: int) -> Done | Stopped | Failed:
