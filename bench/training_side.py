@@ -28,6 +28,7 @@ from mpo.config import DPOStage, RewardModelStage
 from mpo.dpo.loss import PairLogprobs
 from mpo.dpo.objective import PairObjective
 from mpo.dpo.reference import pair_logprobs
+from mpo.heap import keep_freed_memory
 from mpo.packed_models import pack_where_exact, say_nothing
 from mpo.policies import load_policy, load_reward_model, to_training_device
 from mpo.reward_model.objective import PairRewards, PairRows
@@ -202,6 +203,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     transformers.logging.disable_progress_bar()
+    keep_freed_memory()  # as `mpo.stages.run_stage` does, which is not what is timed here
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     if chosen.stage == "ppo":

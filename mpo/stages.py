@@ -1,5 +1,6 @@
 """Which function runs a stage. Each is imported where it is called: some stages never need torch."""
 
+from mpo.heap import keep_freed_memory
 from mpo.ranks import ALONE, Ranks
 from mpo.reporter import Reporter, StageTask
 
@@ -10,10 +11,11 @@ def run_stage(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
     ranks: every one of them calls this with the same task, and rank 0 alone writes; of stages that are not
     spread (`mpo.ranks.is_spread`) there is only one.
 
-    Seeds and determinism are set for the whole process. Raises mpo.errors.*.
+    Seeds, determinism and what becomes of freed memory are set for the whole process. Raises mpo.errors.*.
     """
     if task.config.slot == "gpu":
         _fix_randomness(task.seed)
+        keep_freed_memory()
     match task.config.kind:
         case "hold_out":
             from mpo.hold_out import hold_out_groups
