@@ -37,6 +37,13 @@ class Settings(BaseSettings):
         None, description="Folder for a worker's temporary files; the system's when unset."
     )
 
+    token_cache_bytes: NonNegativeInt = Field(
+        4 << 30,
+        description="Disk that a machine's stages may take below MPO_SCRATCH for token ids that they share, "
+        "in bytes, and at most half of what it has free: what was not read for the longest goes first. "
+        "0 = each stage makes its own.",
+    )
+
     log_format: Literal["json", "text"] = Field(
         "json", description="Log lines: one JSON object each, or text for people."
     )

@@ -35,6 +35,7 @@ from mpo.reporter import Reporter, StageInput, StageTask
 from mpo.run_folders import FolderReporter, StageFolder, clock, file_digest, folder_digest
 from mpo.stages import run_stage
 from mpo.summaries import SUMMARY
+from mpo.token_cache import TokenCache
 from mpo.training_config import TrainingConfig
 
 PAIRS, EVAL_PAIRS = "pairs", "eval_pairs"
@@ -42,6 +43,9 @@ PAIRS, EVAL_PAIRS = "pairs", "eval_pairs"
 
 DATA = "data"
 """The folder of their canonical rows."""
+
+TOKENS, TOKENS_BYTES = "tokens", 4 << 30
+"""The folder, beside the rows, of the token ids that stages share, and how large it may be."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +243,8 @@ def _run_stage(run: Run, stage: PlannedStage, folder: StageFolder, title: str) -
     reporter.print("resumed" if resume else "started")
     perform = run.request.perform or run_stage
     try:
-        perform(StageTask(stage.config, inputs, folder.path, stage.seed, resume), reporter)
+        tokens = TokenCache(run.request.out / DATA / TOKENS, TOKENS_BYTES)
+        perform(StageTask(stage.config, inputs, folder.path, stage.seed, resume, tokens), reporter)
     except StageInterrupted:
         raise
     except MPOError as error:

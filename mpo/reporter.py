@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mpo.config import Stage
+from mpo.token_cache import TokenCache
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class StageTask:
     """Everything that a stage's result depends on, and where the result goes.
 
     output: an existing, empty folder; the stage writes its outputs (`mpo.plan.OUTPUTS`) and `summary.json`
-    there. resume: a folder once passed to `Reporter.checkpoint` by the same stage, or None.
+    there. resume: a folder once passed to `Reporter.checkpoint` by the same stage, or None. tokens: where
+    stages of this machine share token ids; the result does not depend on it.
     """
 
     config: Stage
@@ -33,6 +35,7 @@ class StageTask:
     output: Path
     seed: int
     resume: Path | None = None
+    tokens: TokenCache | None = None
 
     def one(self, role: str) -> StageInput:
         """The single input of a role; raises KeyError where the plan gave none."""

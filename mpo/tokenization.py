@@ -1,7 +1,7 @@
 """Pairs to token ids: prompts with special tokens, responses without, one terminator after each response."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,16 @@ class EncodedPair:
     def longest(self) -> int:
         """Tokens of its longer sequence: of the prompt and the longer response."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A pair as token ids, and what encoding did to it besides cutting responses, which are then not
+    terminated. joint_differs: as in `EncodingCounts`."""
+
+    pair: EncodedPair
+    prompt_cut: bool
+    joint_differs: bool
 
 
 @dataclass
@@ -160,27 +170,42 @@ def encode_pairs(
     max_response_tokens: int | None,
     end_token: str | None = None,
 ) -> tuple[list[EncodedPair], EncodingCounts]:
-    """Ids of pairs, in order, and what was cut: both sides of a pair see the same prompt.
+    """Ids of pairs, in order, and what was cut: all in memory, as lists. Else as `stream_encodings`."""
+    encoded: list[EncodedPair] = []
+    counts = EncodingCounts()
+    limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
+    for each in stream_encodings(pairs, tokenizer, **limits, end_token=end_token):
+        encoded.append(each.pair)
+        counts.pairs += 1
+        counts.prompts_cut += each.prompt_cut
+        counts.chosen_cut += not each.pair.chosen_terminated
+        counts.rejected_cut += not each.pair.rejected_terminated
+        counts.joint_differs += each.joint_differs
+    return encoded, counts
+
+
+def stream_encodings(
+    pairs: Iterable[PreferencePair],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_prompt_tokens: int | None,
+    max_response_tokens: int | None,
+    end_token: str | None = None,
+) -> Iterator[Encoding]:
+    """Ids of pairs, in order, `BATCH_PAIRS` in memory at a time: both sides of a pair see the same prompt.
 
     Limits are in tokens, None = no limit; a response holds at most one id more, its terminator. Raises
     NoChatTemplate, ChatTemplateRefused, UnusableModel.
     """
     terminator = terminator_id(tokenizer, end_token)
-    encoded: list[EncodedPair] = []
-    counts = EncodingCounts()
     remaining = iter(pairs)
     while batch := list(islice(remaining, BATCH_PAIRS)):
         for pair, apart in zip(batch, _encode_apart(batch, tokenizer), strict=True):
             prompt = _cut_beginning(apart.prompt, max_prompt_tokens)
             chosen, chosen_cut = _close(apart.chosen, max_response_tokens, terminator)
             rejected, rejected_cut = _close(apart.rejected, max_response_tokens, terminator)
-            encoded.append(EncodedPair(pair.id, prompt, chosen, rejected, not chosen_cut, not rejected_cut))
-            counts.pairs += 1
-            counts.prompts_cut += len(prompt) < len(apart.prompt)
-            counts.chosen_cut += chosen_cut
-            counts.rejected_cut += rejected_cut
-            counts.joint_differs += apart.joint_differs
-    return encoded, counts
+            encoded = EncodedPair(pair.id, prompt, chosen, rejected, not chosen_cut, not rejected_cut)
+            yield Encoding(encoded, len(prompt) < len(apart.prompt), apart.joint_differs)
 
 
 def encode_texts(

@@ -150,7 +150,7 @@ def _run_stage(task: ChildTask, reporter: Reporter, number: int = 0) -> None:
     if config.slot == "gpu":
         _share_cores(task.torch_threads, count)
     inputs = {role: tuple(StageInput(i.name, i.path) for i in found) for role, found in task.inputs.items()}
-    stage = StageTask(config, inputs, task.output, task.seed, task.resume)
+    stage = StageTask(config, inputs, task.output, task.seed, task.resume, task.tokens)
     with device_in_use(lock_file()) if config.slot == "gpu" else nullcontext():
         if count == 1:
             run_stage(stage, reporter)

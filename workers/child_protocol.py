@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mpo.token_cache import TokenCache
+
 
 @dataclass(frozen=True)
 class ChildInput:
@@ -34,6 +36,8 @@ class ChildTask:
     """Processes that may train together."""
     sharded: bool = False
     """Whether each of them is to hold a part of the weights in training, in place of all."""
+    tokens: TokenCache | None = None
+    """Where this machine's children share token ids."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Folders that workers and samplers of this machine left behind when they were killed.
 
-<scratch>/{run}-{fence} of a worker's runs; others belong to a process, which holds a lock in its own.
+<scratch>/{run}-{fence} of a worker's runs; others belong to a process, which holds a lock in its own. Only
+<scratch>/tokens is everybody's: token ids that stages share.
 """
 
 import fcntl
@@ -20,9 +21,10 @@ from core.database import open_session
 from core.settings import settings
 from core.states import TERMINAL
 from core.tables import Run
+from mpo.token_cache import TokenCache
 
 FOLDER = re.compile(r"(run_[0-9A-Z]{26})-([0-9]+)")
-LOCK = ".lock"
+LOCK, TOKENS = ".lock", "tokens"
 UNLOCKED_SECONDS = 60.0
 """A folder is there a moment before its lock is."""
 
@@ -32,6 +34,11 @@ logger = logging.getLogger(__name__)
 def scratch_folder() -> Path:
     """Where this machine's workers keep the folders of their runs."""
     return settings().scratch or Path(gettempdir()) / "mpo"
+
+
+def token_cache() -> TokenCache:
+    """The token ids that stages on this machine share."""
+    return TokenCache(scratch_folder() / TOKENS, settings().token_cache_bytes)
 
 
 def clear_scratch(scratch: Path, grace: timedelta) -> int:

@@ -12,6 +12,7 @@ from core.stored_files import StoredFile, files_digest
 from core.work_items import ClaimedRun, NewArtifact
 from mpo.plan import OUTPUTS
 from workers.child_protocol import ChildInput, ChildTask, Done
+from workers.scratch import token_cache
 
 RUN_OUTPUTS = {"validate_dataset": {"rows": "rows.parquet"}, "compare": {}}
 NOT_FETCHED = frozenset({"compare"})
@@ -52,6 +53,7 @@ def fetch(claimed: ClaimedRun, folder: Path, storage: Storage) -> ChildTask:
         redis_url=settings().redis_url.get_secret_value(),
         ranks=settings().ranks,
         sharded=settings().sharded,
+        tokens=token_cache(),
     )
 
 

@@ -18,7 +18,7 @@ from core.settings import settings
 from core.storage import storage
 from core.sweeping import RUNS, Freed, Sweep
 from core.tables import SweepRow
-from workers.scratch import clear_scratch, scratch_folder
+from workers.scratch import clear_scratch, scratch_folder, token_cache
 
 STORE = "store"
 RUNS_A_BATCH = 50
@@ -49,6 +49,7 @@ class Sweeper:
         while not self._stopping.is_set():
             try:
                 clear_scratch(scratch_folder(), timedelta(seconds=settings().sweep_grace_seconds))
+                token_cache().drop_unused(settings().keep_unreferenced_seconds)
                 step(self._stopping)
             except (SQLAlchemyError, OSError) as error:
                 logger.warning("sweep: put off: %s", type(error).__name__)

@@ -1,7 +1,7 @@
 """Cuts the pairs by their gap into passes, easiest first."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,14 +21,15 @@ class Pass:
     below: float | None = None
 
 
-def plan_passes(pairs: Sequence[PreferencePair], config: DPOStage, warn: Callable[[str], None]) -> list[Pass]:
+def plan_passes(pairs: Iterable[PreferencePair], config: DPOStage, warn: Callable[[str], None]) -> list[Pass]:
     """The passes in order: one over all pairs, or those of `curriculum`, γ1 falling to γk.
 
     Their gaps g: g ≥ γ1, γ2 ≤ g < γ1, …, g < γk. max_steps bounds them together; a pass that it leaves no
     step is not among them. warn is told of bands without a pair. Raises InvalidScores where a curriculum
     finds a pair without a gap.
     """
-    bands = _bands(pairs, config.curriculum, warn) if config.curriculum else [(None, None, range(len(pairs)))]
+    thresholds = config.curriculum
+    bands = _bands(pairs, thresholds, warn) if thresholds else [(None, None, range(sum(1 for _ in pairs)))]
     passes: list[Pass] = []
     left = config.max_steps
     for at_least, below, rows in bands:
@@ -43,7 +44,7 @@ Band = tuple[float | None, float | None, Sequence[int]]
 
 
 def _bands(
-    pairs: Sequence[PreferencePair], thresholds: Sequence[float], warn: Callable[[str], None]
+    pairs: Iterable[PreferencePair], thresholds: Sequence[float], warn: Callable[[str], None]
 ) -> list[Band]:
     gaps = [_gap(pair) for pair in pairs]
     bands: list[Band] = []

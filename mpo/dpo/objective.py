@@ -14,6 +14,7 @@ from mpo.dpo.loss import PairLogprobs, PairTokens, dpo_loss, implicit_rewards, t
 from mpo.logprobs import response_logprobs, token_logprobs
 from mpo.packed_models import packed_logits, reads_packed_rows
 from mpo.packed_rows import Family, PackedRow, passes_of, tokens_at_once
+from mpo.ragged_pairs import ids_of, lengths_of
 from mpo.tokenization import EncodedPair
 
 
@@ -42,17 +43,17 @@ class PairObjective:
     @cached_property
     def ids(self) -> Sequence[str]:
         """Of the pairs."""
-        return [pair.id for pair in self.pairs]
+        return ids_of(self.pairs)
 
     @cached_property
     def lengths(self) -> Sequence[int]:
         """Tokens of each pair's longer row."""
-        return [pair.longest for pair in self.pairs]
+        return lengths_of(self.pairs).longest
 
     @cached_property
     def tokens(self) -> Sequence[int]:
         """Of each pair: of its prompt and of both responses."""
-        return [pair.tokens for pair in self.pairs]
+        return lengths_of(self.pairs).tokens
 
     def weight(self, row: int) -> float:
         """Every pair counts the same."""

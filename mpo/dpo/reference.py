@@ -13,6 +13,7 @@ from mpo.dpo.loss import PairLogprobs
 from mpo.dpo.objective import logprobs_of_pairs, pair_passes
 from mpo.errors import StageInterrupted, UnusableModel
 from mpo.policies import load_policy
+from mpo.ragged_pairs import lengths_of
 from mpo.ranks import ALONE, Ranks, any_of
 from mpo.reporter import StageTask
 from mpo.tokenization import EncodedPair
@@ -74,7 +75,8 @@ def pair_logprobs(
 
     The passes are the same whoever computes them. Raises StageInterrupted.
     """
-    tokens, lengths = [pair.tokens for pair in pairs], [pair.longest for pair in pairs]
+    counted = lengths_of(pairs)
+    tokens, lengths = counted.tokens, counted.longest
     # Longest first, so that what does not fit the memory fails at once.
     order = sorted(range(len(pairs)), key=lambda row: (-lengths[row], row))
     logprobs, stopping = PairLogprobs(torch.zeros(len(pairs)), torch.zeros(len(pairs))), False

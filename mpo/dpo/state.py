@@ -18,6 +18,7 @@ from mpo.config import DPOStage
 from mpo.dpo.curriculum import Pass
 from mpo.dpo.loss import PairLogprobs
 from mpo.errors import ReferenceChanged
+from mpo.ragged_pairs import take_pairs
 from mpo.ranks import ALONE, Ranks
 from mpo.tokenization import EncodedPair
 from mpo.training import TrainingOutcome
@@ -49,9 +50,9 @@ class DPOTraining:
         """The pass that is next or under way."""
         return self.passes[len(self.outcomes)]
 
-    def current_pairs(self) -> list[EncodedPair]:
+    def current_pairs(self) -> Sequence[EncodedPair]:
         """The pairs of the current pass."""
-        return [self.pairs[row] for row in self.current.rows]
+        return take_pairs(self.pairs, self.current.rows)
 
     @property
     def pass_config(self) -> DPOStage:

@@ -17,11 +17,12 @@ from mpo.packed_models import pack_where_exact
 from mpo.policies import to_training_device
 from mpo.ranks import ALONE, Ranks, any_of
 from mpo.recomputation import recompute_layers
-from mpo.records import read_pairs
+from mpo.records import count_rows, stream_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.sharding import in_shards
+from mpo.stage_tokens import stage_tokens
 from mpo.summaries import write_summary
-from mpo.tokenization import EncodingCounts, encode_pairs, load_tokenizer, terminators
+from mpo.tokenization import EncodingCounts, load_tokenizer, terminators
 from mpo.training import STATE_FILE, Training, TrainingOutcome, run
 from mpo.training import restore as restore_steps
 
@@ -57,24 +58,19 @@ def open_training(
     config, source = task.config, task.one("policy").path
     assert isinstance(config, DPOStage)
     tokenizer = load_tokenizer(source)
-    rows = read_pairs(task.one("data").path)
-    if not rows:
+    data = task.one("data").path
+    if not count_rows(data):
         raise EmptySplit(
             "There is no pair to train on: the data of this stage are empty. Where they are a part of a "
             "split, another threshold, or easy_fraction in its place, fills it.",
             pairs=0,
         )
-    passes = plan_passes(rows, config, reporter.warn)
-    pairs, counts = encode_pairs(
-        rows,
-        tokenizer,
-        max_prompt_tokens=config.max_prompt_tokens,
-        max_response_tokens=config.max_response_tokens,
-    )
+    passes = plan_passes(stream_pairs(data), config, reporter.warn)
+    pairs = stage_tokens(task, "data", tokenizer, ranks)
     pad_id = terminators(source, tokenizer).pad_id
     digest = weights_digest(task.one("reference").path)
     opened = open_policy(task, "policy")
-    return DPOTraining(config, opened, pad_id, pairs, passes, digest, ranks), counts
+    return DPOTraining(config, opened, pad_id, pairs, passes, digest, ranks), pairs.counts()
 
 
 def compute_reference(training: DPOTraining, task: StageTask, reporter: Reporter) -> None:

@@ -1,6 +1,6 @@
 """Whether the folds' reward models agree: the rewards of all of them share one threshold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,14 +14,16 @@ LARGEST_RATIO = 1.5
 """Folds whose accuracies or gap deviations differ by more than this factor are warned about."""
 
 
-def prompt_groups(pairs: Sequence[PreferencePair]) -> list[int]:
+def prompt_groups(pairs: Iterable[PreferencePair]) -> list[int]:
     """The prompt group of each pair: its number from the hold-out; where one has none, all are numbered by
-    their first rows."""
+    their first rows. Holds no pair while it goes through them."""
     numbers: dict[GroupKey, int] = {}
-    given = [pair.group for pair in pairs if pair.group is not None]
-    if len(given) == len(pairs):
-        return given
-    return [numbers.setdefault(group_key(pair.prompt), len(numbers)) for pair in pairs]
+    given, numbered = list[int](), list[int]()
+    for pair in pairs:
+        numbered.append(numbers.setdefault(group_key(pair.prompt), len(numbers)))
+        if pair.group is not None:
+            given.append(pair.group)
+    return given if len(given) == len(numbered) else numbered
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from mpo.batches import even_passes
 from mpo.config import RewardModelStage
 from mpo.packed_models import reads_packed_rows
 from mpo.packed_rows import passes_of, tokens_at_once
+from mpo.ragged_pairs import ids_of, lengths_of
 from mpo.records import PreferencePair
 from mpo.reward_model.loss import bradley_terry_loss
 from mpo.reward_model.score import pair_scores
@@ -33,28 +34,30 @@ class PairRows:
 
     @classmethod
     def of(
-        cls, pairs: Sequence[PreferencePair], encoded: Sequence[EncodedPair], config: RewardModelStage
+        cls, pairs: Iterable[PreferencePair], encoded: Sequence[EncodedPair], config: RewardModelStage
     ) -> "PairRows":
         """The pairs with their own margins and weights, as far as the configuration asks for these; where
-        a pair has none, its margin is 0 and its weight 1."""
-        margins = [pair.margin or 0.0 if config.margin else 0.0 for pair in pairs]
-        weights = [1.0 if pair.weight is None or not config.weight else pair.weight for pair in pairs]
+        a pair has none, its margin is 0 and its weight 1. pairs: those of `encoded`, gone through once."""
+        margins, weights = list[float](), list[float]()
+        for pair in pairs:
+            margins.append(pair.margin or 0.0 if config.margin else 0.0)
+            weights.append(1.0 if pair.weight is None or not config.weight else pair.weight)
         return cls(encoded, margins, weights)
 
     @cached_property
     def ids(self) -> Sequence[str]:
         """Of the pairs."""
-        return [pair.id for pair in self.encoded]
+        return ids_of(self.encoded)
 
     @cached_property
     def lengths(self) -> Sequence[int]:
         """Tokens of each pair's longer sequence."""
-        return [pair.longest for pair in self.encoded]
+        return lengths_of(self.encoded).longest
 
     @cached_property
     def tokens(self) -> Sequence[int]:
         """Of each pair: of its prompt and of both responses."""
-        return [pair.tokens for pair in self.encoded]
+        return lengths_of(self.encoded).tokens
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpo.intervals import bootstrap_interval, wilson_interval
+from mpo.ragged_pairs import lengths_of
 from mpo.tokenization import EncodedPair
 
 Floats = npt.NDArray[np.float64]
@@ -26,11 +27,9 @@ class ScoredPairs:
     @classmethod
     def of(cls, pairs: Sequence[EncodedPair], gaps: Sequence[float] | Floats) -> "ScoredPairs":
         """The gaps of encoded pairs, in the same order."""
-        return cls(
-            np.asarray(gaps, dtype=np.float64),
-            np.array([len(pair.chosen_ids) for pair in pairs], dtype=np.float64),
-            np.array([len(pair.rejected_ids) for pair in pairs], dtype=np.float64),
-        )
+        counted = lengths_of(pairs)
+        chosen, rejected = counted.chosen.astype(np.float64), counted.rejected.astype(np.float64)
+        return cls(np.asarray(gaps, dtype=np.float64), chosen, rejected)
 
     def take(self, rows: npt.NDArray[np.intp]) -> "ScoredPairs":
         """The pairs of these numbers."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -21,14 +22,16 @@ from mpo.model_tokens import refuse_other_ids
 from mpo.packed_models import pack_where_exact, packed_states, reads_packed_rows, say_nothing
 from mpo.packed_rows import Family, PackedRow, passes_of, tokens_at_once
 from mpo.policies import load_reward_model, score_head, to_training_device
+from mpo.ragged_pairs import ids_of, lengths_of, take_pairs
 from mpo.ranks import ALONE, Ranks
-from mpo.records import read_pairs
+from mpo.records import stream_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.folds import differing_folds, fold_reports, prompt_groups
 from mpo.reward_model.report import ScoredPairs, accuracy_report, is_weak, weak_reason
 from mpo.reward_model.scheme import assign_scorers, fold_temperatures, unfit_temperatures
+from mpo.stage_tokens import stage_tokens
 from mpo.summaries import write_summary
-from mpo.tokenization import EncodedPair, encode_pairs, load_tokenizer
+from mpo.tokenization import EncodedPair, load_tokenizer
 
 BATCH_PAIRS = 16
 STATE_FILE = "state.pt"
@@ -128,7 +131,7 @@ def score_encoded(model: PreTrainedModel, pairs: Sequence[EncodedPair], ranks: R
 @torch.no_grad()
 def _rewards(model: PreTrainedModel, pairs: Sequence[EncodedPair], ranks: Ranks) -> Tensor:
     """(n, 2), fp32, on the CPU; pairs of like length together, the same whoever computes them."""
-    scores, tokens = torch.zeros(len(pairs), 2), [pair.tokens for pair in pairs]
+    scores, tokens = torch.zeros(len(pairs), 2), lengths_of(pairs).tokens
     pad_id = model.config.get_text_config().pad_token_id
     if reads_packed_rows(model):
         order = sorted(range(len(pairs)), key=lambda row: (-tokens[row], row))
@@ -170,12 +173,13 @@ class PairScores:
     def batches(self, model: int) -> list[list[int]]:
         """A model's pairs, always in the same batches: what is done already must not change a score."""
         rows = [row for row, scorer in enumerate(self.scorers) if scorer == model]
-        batches = sorted_batches([self.tokens(row) for row in rows], BATCH_PAIRS)
+        batches = sorted_batches([self.tokens[row] for row in rows], BATCH_PAIRS)
         return [[rows[i] for i in batch] for batch in batches]
 
-    def tokens(self, row: int) -> int:
-        """Tokens of a pair: of its prompt and both responses."""
-        return self.pairs[row].tokens
+    @cached_property
+    def tokens(self) -> Sequence[int]:
+        """Of each pair: of its prompt and both responses."""
+        return lengths_of(self.pairs).tokens
 
     def run(self) -> Iterator[int]:
         """Scores what is left, batch by batch; yields after each the number of pairs that are done."""
@@ -186,7 +190,7 @@ class PairScores:
             model = to_training_device(load_reward_model(folder)).eval()
             pack_where_exact(model, say_nothing)
             for batch in left:
-                self.rewards[batch] = score_encoded(model, [self.pairs[row] for row in batch])
+                self.rewards[batch] = score_encoded(model, take_pairs(self.pairs, batch))
                 self.done[batch] = True
                 yield int(self.done.sum())
 
@@ -202,16 +206,11 @@ def score_pairs(task: StageTask, reporter: Reporter) -> None:
     assert isinstance(config, ScoreStage)
     models = [model.path for model in task.inputs["reward_models"]]
     refuse_other_ids(task, "reward_models", ("reward_models",))
-    pairs = read_pairs(task.one("data").path)
-    scorers = assign_scorers(prompt_groups(pairs), config, len(models))
+    groups = prompt_groups(stream_pairs(task.one("data").path))
+    scorers = assign_scorers(groups, config, len(models))
     if config.scheme == "in_sample":
         reporter.warn(IN_SAMPLE)
-    encoded, counts = encode_pairs(
-        pairs,
-        load_tokenizer(models[0]),
-        max_prompt_tokens=config.max_prompt_tokens,
-        max_response_tokens=config.max_response_tokens,
-    )
+    encoded = stage_tokens(task, "data", load_tokenizer(models[0]))
     scores = PairScores.start(models, encoded, scorers.models)
     if task.resume:
         state = load_state(task.resume / STATE_FILE)
@@ -222,12 +221,12 @@ def score_pairs(task: StageTask, reporter: Reporter) -> None:
     rewards, temperatures = calibrated(scores.rewards[rows].double().numpy(), folds, config, reporter)
     gaps = rewards[:, 0] - rewards[:, 1]
     write_scores(task.output / "scores.parquet", scores, rewards, folds)
-    scored = ScoredPairs.of([encoded[row] for row in rows], gaps)
+    scored = ScoredPairs.of(encoded.take(rows), gaps)
     summary = score_summary(scored, folds, temperatures, reporter)
-    unscored = len(pairs) - len(rows)
+    unscored = len(encoded) - len(rows)
     write_summary(
         task.output,
-        {**summary, "unscored": unscored, "scored_by": config.scheme, "encoding": counts.to_json()},
+        {**summary, "unscored": unscored, "scored_by": config.scheme, "encoding": encoded.counts().to_json()},
     )
 
 
@@ -262,12 +261,12 @@ def write_scores(path: Path, scores: PairScores, rewards: Floats, folds: Sequenc
     """Writes the scored pairs as Parquet; gaps are differences in fp64. rewards: (n, 2); folds: (n,)."""
     rows = scores.scored_rows
     columns = [
-        [scores.pairs[row].id for row in rows],
+        ids_of(take_pairs(scores.pairs, rows)),
         rewards[:, 0],
         rewards[:, 1],
         rewards[:, 0] - rewards[:, 1],
         folds,
-        [scores.tokens(row) for row in rows],
+        [scores.tokens[row] for row in rows],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCORES_SCHEMA, strict=True)]
     pq.write_table(pa.Table.from_arrays(arrays, schema=SCORES_SCHEMA), path)

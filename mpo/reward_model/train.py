@@ -1,9 +1,11 @@
 """Trains a reward model on pairs, or on all folds of them but one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import numpy as np
+from transformers import PreTrainedModel
 
 from mpo.adapters import TRAINED, Opened, open_trained, save_adapted
 from mpo.config import RewardModelStage
@@ -13,7 +15,7 @@ from mpo.packed_models import pack_where_exact
 from mpo.policies import new_reward_model, save_model, score_head, to_training_device
 from mpo.ranks import ALONE, Ranks
 from mpo.recomputation import recompute_layers
-from mpo.records import PreferencePair, read_pairs
+from mpo.records import PreferencePair, count_rows, stream_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.engine import fit_reward_model
 from mpo.reward_model.folds import prompt_groups
@@ -21,8 +23,9 @@ from mpo.reward_model.objective import PairRewards, PairRows
 from mpo.reward_model.report import ScoredPairs, accuracy_report, calibration_report
 from mpo.reward_model.score import score_encoded, set_reward_offset
 from mpo.sharding import in_shards
+from mpo.stage_tokens import stage_tokens
 from mpo.summaries import write_summary
-from mpo.tokenization import EncodedPair, EncodingCounts, encode_pairs, load_tokenizer
+from mpo.tokenization import EncodedPair, load_tokenizer
 from mpo.training import Training, TrainingOutcome, restore, run
 from mpo.trl_engine import padding_tokenizer
 
@@ -42,39 +45,46 @@ def train_reward_model(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE
             "response, those of the pairs that it is to score too: it may take them for easy."
         )
     tokenizer = load_tokenizer(source)
-    pairs = training_pairs(task.one("data").path, config)
-    encoded, counts = _encoded(pairs, tokenizer, config)
+    data = task.one("data").path
+    rows = training_rows(data, config)
+    encoded = stage_tokens(task, "data", tokenizer, ranks).take(rows)
     opened = open_trained(task, "backbone", lambda folder: new_reward_model(folder, task.seed))
     score_head(opened.model).requires_grad_(True)  # the head is new, also over a frozen base
-    outcome = _fit(opened, PairRows.of(pairs, encoded, config), task, reporter, ranks)
+    outcome = _fit(opened, PairRows.of(pairs_at(data, rows), encoded, config), task, reporter, ranks)
     to_training_device(opened.model).eval()
     offset = set_reward_offset(opened.model, score_encoded(opened.model, encoded, ranks).mean().item())
     summary: dict[str, object] = {
-        "pairs": len(pairs),
+        "pairs": len(rows),
         "steps": outcome.steps,
         "loss_first": outcome.first["loss"],
         "loss_last": outcome.last["loss"],
         "reward_offset": offset,
-        "encoding": counts.to_json(),
+        "encoding": encoded.counts().to_json(),
     }
     if "eval" in task.inputs:
-        held_out, _ = _encoded(read_pairs(task.one("eval").path), tokenizer, config)
-        summary |= evaluation(opened.model, held_out, ranks)
+        summary |= evaluation(opened.model, stage_tokens(task, "eval", tokenizer, ranks), ranks)
     if ranks.number > 0:
         return
     _save(opened, offset, source, task.output / "model")
     write_summary(task.output, summary)
 
 
-def training_pairs(path: Path, config: RewardModelStage) -> list[PreferencePair]:
-    """All pairs of a file, or those outside config.fold. Raises TooFewPrompts."""
-    pairs = read_pairs(path)
+def training_rows(path: Path, config: RewardModelStage) -> Sequence[int]:
+    """Numbers of all pairs of a file, or of those outside config.fold, in order. Raises TooFewPrompts."""
+    rows: Sequence[int] = range(count_rows(path))
     if config.fold is not None and config.folds is not None:
-        folds = assign_folds(prompt_groups(pairs), config.folds)
-        pairs = [pair for pair, fold in zip(pairs, folds, strict=True) if fold != config.fold]
-    if not pairs:
+        folds = assign_folds(prompt_groups(stream_pairs(path)), config.folds)
+        rows = [row for row, fold in enumerate(folds) if fold != config.fold]
+    if not rows:
         raise TooFewPrompts("There are no pairs to train a reward model on.")
-    return pairs
+    return rows
+
+
+def pairs_at(path: Path, rows: Sequence[int]) -> Iterator[PreferencePair]:
+    """The pairs of a file at these rows, which ascend; a batch in memory at a time."""
+    kept = np.zeros(count_rows(path), np.bool_)
+    kept[rows] = True
+    return compress(stream_pairs(path), kept)
 
 
 def _fit(
@@ -115,14 +125,3 @@ def evaluation(
     rewards = score_encoded(model, pairs, ranks).double()
     scored = ScoredPairs.of(pairs, (rewards[:, 0] - rewards[:, 1]).tolist())
     return {"eval_pairs": len(pairs), **accuracy_report(scored), **calibration_report(scored)}
-
-
-def _encoded(
-    pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, config: RewardModelStage
-) -> tuple[list[EncodedPair], EncodingCounts]:
-    return encode_pairs(
-        pairs,
-        tokenizer,
-        max_prompt_tokens=config.max_prompt_tokens,
-        max_response_tokens=config.max_response_tokens,
-    )

@@ -15,14 +15,16 @@ from mpo.errors import EmptySplit
 from mpo.packed_models import pack_where_exact, reads_packed_rows
 from mpo.packed_rows import passes_of, tokens_at_once
 from mpo.policies import to_training_device
+from mpo.ragged_pairs import token_counts
 from mpo.ranks import ALONE, Ranks
 from mpo.recomputation import recompute_layers
-from mpo.records import read_pairs, read_texts
+from mpo.records import read_texts
 from mpo.reporter import Reporter, StageTask
 from mpo.sft.loss import response_loss
 from mpo.sharding import in_shards
+from mpo.stage_tokens import stage_tokens
 from mpo.summaries import write_summary
-from mpo.tokenization import encode_pairs, encode_texts, load_tokenizer, terminators
+from mpo.tokenization import encode_texts, load_tokenizer, terminators
 from mpo.training import Training, restore, run
 
 
@@ -42,11 +44,17 @@ class ResponseTokens:
     @cached_property
     def lengths(self) -> Sequence[int]:
         """Tokens of each row."""
-        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses, strict=True)]
+        prompts = token_counts(self.prompts)
+        return [p + r for p, r in zip(prompts, self.response_lengths, strict=True)]
+
+    @cached_property
+    def response_lengths(self) -> Sequence[int]:
+        """Tokens of each response."""
+        return token_counts(self.responses)
 
     def weight(self, row: int) -> float:
         """Tokens that are predicted."""
-        return len(self.responses[row])
+        return self.response_lengths[row]
 
     def passes(self, model: PreTrainedModel, rows: Sequence[int]) -> Iterable[Sequence[int]]:
         """As many rows together as the logits' memory allows."""
@@ -71,7 +79,7 @@ def train_sft(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
     assert isinstance(config, SFTStage)
     tokenizer = load_tokenizer(source)
     opened = open_policy(task, "policy")
-    objective, encoding = _objective(task, config, tokenizer, opened.model)
+    objective, encoding = _objective(task, tokenizer, opened.model, ranks)
     if not objective.ids:
         raise EmptySplit("There is no row to train on: the data of this stage are empty.", rows=0)
     to_training_device(opened.model).train()
@@ -90,7 +98,7 @@ def train_sft(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
         task.output,
         {
             "pairs": len(objective.ids),
-            "tokens": sum(map(len, objective.responses)),
+            "tokens": sum(objective.response_lengths),
             "steps": outcome.steps,
             "loss_first": outcome.first["loss"],
             "loss_last": outcome.last["loss"],
@@ -100,10 +108,11 @@ def train_sft(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
 
 
 def _objective(
-    task: StageTask, config: SFTStage, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    task: StageTask, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, ranks: Ranks
 ) -> tuple[ResponseTokens, Mapping[str, int]]:
     """The rows as token ids, and what encoding did to them."""
-    data, source = task.one("data").path, task.one("policy").path
+    config, data, source = task.config, task.one("data").path, task.one("policy").path
+    assert isinstance(config, SFTStage)
     ends = terminators(source, tokenizer)
     vocabulary = model.config.get_text_config().vocab_size
     if "text" in pq.read_schema(data).names:
@@ -116,12 +125,6 @@ def _objective(
         starts, rests = [ids[:1] for ids in rows], [ids[1:] for ids in rows]
         objective = ResponseTokens(named, starts, rests, ends.pad_id, vocabulary)
         return objective, {"texts": len(rows), "texts_cut": cut}
-    pairs, counts = encode_pairs(
-        read_pairs(data),
-        tokenizer,
-        max_prompt_tokens=config.max_prompt_tokens,
-        max_response_tokens=config.max_response_tokens,
-    )
-    prompts, chosen = [p.prompt_ids for p in pairs], [p.chosen_ids for p in pairs]
-    objective = ResponseTokens([p.id for p in pairs], prompts, chosen, ends.pad_id, vocabulary)
-    return objective, counts.to_json()
+    pairs = stage_tokens(task, "data", tokenizer, ranks)
+    objective = ResponseTokens(pairs.ids, pairs.prompts, pairs.chosen, ends.pad_id, vocabulary)
+    return objective, pairs.counts().to_json()

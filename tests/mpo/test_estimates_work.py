@@ -18,7 +18,7 @@ from mpo.hold_out import hold_out_groups
 from mpo.job_spec import JobSpec
 from mpo.plan import PlannedStage, Source, expand, resolve
 from mpo.records import PreferencePair, read_pairs, write_rows
-from mpo.reward_model.train import training_pairs
+from mpo.reward_model.train import pairs_at, training_rows
 from mpo.token_counts import Integers, count_tokens, sample_rows
 from mpo.tokenization import encode_pairs, load_tokenizer
 from tests.mpo.tiny import RecordingReporter, task_of, word_pairs, write_policy
@@ -90,7 +90,8 @@ def test_tokens_are_those_that_the_stages_read(folder: Path, tmp_path: Path) -> 
     chosen, both = positions(folder, parts["train"])
     fold = stages["reward_model_fold_2"].config
     assert isinstance(fold, RewardModelStage)
-    _, of_fold = positions(folder, training_pairs(tmp_path / "out" / "train.parquet", fold))
+    data = tmp_path / "out" / "train.parquet"
+    _, of_fold = positions(folder, list(pairs_at(data, training_rows(data, fold))))
     expected = {"sft": 3 * chosen, "reward_model": both, "score": both, "reward_model_fold_2": of_fold}
     found = {name: work(folder, stages, name) for name in expected}
     assert {name: round(w.tokens) for name, w in found.items() if w} == expected

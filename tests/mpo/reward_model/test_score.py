@@ -17,7 +17,7 @@ from mpo.policies import load_reward_model
 from mpo.records import PreferencePair, write_rows
 from mpo.reporter import StageTask
 from mpo.reward_model.score import score_encoded, score_pairs, score_responses, set_reward_offset
-from mpo.reward_model.train import training_pairs
+from mpo.reward_model.train import pairs_at, training_rows
 from mpo.split import split_by_gap
 from mpo.tokenization import EncodedPair, encode_pairs, load_tokenizer
 from tests.mpo.tiny import RecordingReporter, task_of, word_pairs, write_policy, write_reward_model
@@ -162,7 +162,8 @@ def test_held_out_scores_half_of_the_prompts_and_leaves_the_rest_out(
     summary = json.loads((folder / "held_out" / "summary.json").read_text())
     assert (summary["scored_by"], summary["pairs"], summary["unscored"]) == ("held_out", 36, 34)
     assert [(fold["fold"], fold["pairs"]) for fold in summary["folds"]] == [(None, 36)]
-    seen = training_pairs(folder / "pairs.parquet", RewardModelStage(fold=1, folds=2))
+    data = folder / "pairs.parquet"
+    seen = list(pairs_at(data, training_rows(data, RewardModelStage(fold=1, folds=2))))
     assert {pair.id for pair in seen}.isdisjoint(table["id"].to_pylist())
 
 
@@ -227,7 +228,8 @@ def test_pairs_without_a_group_are_scored_by_the_fold_that_left_their_prompts_ou
     score_pairs(task_of(CONFIG, tmp_path / "score", inputs), RecordingReporter())
     folds = pq.read_table(tmp_path / "score" / "scores.parquet")["fold"].to_pylist()
     for fold in (1, 2):
-        seen = training_pairs(tmp_path / "ungrouped.parquet", RewardModelStage(fold=fold, folds=2))
+        data = tmp_path / "ungrouped.parquet"
+        seen = list(pairs_at(data, training_rows(data, RewardModelStage(fold=fold, folds=2))))
         assert {int(pair.id) for pair in seen} == {row for row in range(12) if folds[row] != fold}
 
 

@@ -17,7 +17,7 @@ from mpo.hold_out import assign_folds
 from mpo.policies import load_policy, load_reward_model, new_reward_model, score_head
 from mpo.records import PreferencePair, write_rows
 from mpo.reward_model.score import reward_offset, score_encoded, score_responses
-from mpo.reward_model.train import train_reward_model, training_pairs
+from mpo.reward_model.train import pairs_at, train_reward_model, training_rows
 from mpo.sft.train import train_sft
 from mpo.tokenization import encode_pairs, load_tokenizer
 from mpo.training_config import LoRAConfig
@@ -102,7 +102,8 @@ def test_training_responses_score_zero_on_average(inputs: Inputs, tmp_path: Path
 
 def test_a_folds_model_sees_no_pair_of_its_fold(inputs: Inputs, tmp_path: Path) -> None:
     folds = assign_folds([row // 4 for row in range(24)], 3)
-    seen = training_pairs(tmp_path / "train.parquet", RewardModelStage(fold=2, folds=3))
+    data = tmp_path / "train.parquet"
+    seen = list(pairs_at(data, training_rows(data, RewardModelStage(fold=2, folds=3))))
     assert [pair.id for pair in seen] == [str(row) for row, fold in enumerate(folds) if fold != 2]
     assert {pair.group for pair in seen}.isdisjoint({row // 4 for row, fold in enumerate(folds) if fold == 2})
 
@@ -240,7 +241,8 @@ def test_a_folds_model_that_starts_from_sft_is_warned_about(inputs: Inputs, tmp_
 def test_pairs_without_a_group_are_dealt_to_folds_by_their_prompts(inputs: Inputs, tmp_path: Path) -> None:
     pairs = [replace(pair, prompt=f"{row // 4}: ") for row, pair in enumerate(word_pairs(24))]
     write_rows(tmp_path / "ungrouped.parquet", pairs)
-    seen = training_pairs(tmp_path / "ungrouped.parquet", RewardModelStage(fold=1, folds=2))
+    data = tmp_path / "ungrouped.parquet"
+    seen = list(pairs_at(data, training_rows(data, RewardModelStage(fold=1, folds=2))))
     folds = assign_folds([row // 4 for row in range(24)], 2)
     assert [pair.id for pair in seen] == [str(row) for row, fold in enumerate(folds) if fold != 1]
 
