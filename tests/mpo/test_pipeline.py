@@ -75,6 +75,8 @@ def test_a_run_leaves_what_the_command_promises_and_a_second_one_does_nothing(
     assert report["data"]["dataset"]["rows"] == 60
     assert report["evaluation"]["prompts"] == 4
     assert set(report["stages"]) == {"sft", "dpo", "ppo"}
+    # All pairs (SFT, reward models and scores), those held out, and the easy ones (DPO).
+    assert len(list((out / "data" / "tokens").iterdir())) == 3
     check_second_run(house, out, capsys)
 
 

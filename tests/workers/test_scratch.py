@@ -12,8 +12,10 @@ import pytest
 from core import queue
 from core.database import open_transaction
 from core.ids import new_id
+from core.settings import settings
 from core.work_items import NewRun
-from workers.scratch import LOCK, clear_scratch, own_folder
+from workers import sweeper
+from workers.scratch import LOCK, clear_scratch, own_folder, token_cache
 
 NOW, HOUR = timedelta(0), timedelta(hours=1)
 
@@ -70,3 +72,19 @@ def test_what_a_killed_sampler_copied_goes_with_the_next_and_a_living_one_keeps_
             assert not ours.exists()
         finally:
             living.send_signal(signal.SIGKILL)
+
+
+def test_the_sweep_takes_token_ids_that_no_stage_has_read_for_long(
+    tmp_path: Path, settings_env: pytest.MonkeyPatch
+) -> None:
+    settings_env.setenv("MPO_SCRATCH", str(tmp_path))
+    settings_env.setenv("MPO_KEEP_UNREFERENCED_SECONDS", "3600")
+    settings.cache_clear()
+    cache = token_cache()
+    cache.folder.mkdir()
+    for key in ("old", "new"):
+        cache.path(key).touch()
+    os.utime(cache.path("old"), (0, 0))
+    settings_env.setattr(sweeper, "step", lambda stopping: stopping.set())
+    sweeper.Sweeper()._work()
+    assert list(cache.folder.iterdir()) == [cache.path("new")]

@@ -11,6 +11,7 @@ from core.settings import settings
 from core.storage import MANIFEST, Storage, storage
 from core.tables import Run
 from core.work_items import ClaimedRun, NewRun
+from mpo.token_cache import TokenCache
 from workers.child_protocol import Checkpointed, Done
 from workers.executor import Performance
 from workers.stage_inputs import fetch, store_checkpoint
@@ -104,6 +105,17 @@ def test_a_run_that_left_less_than_its_kind_promises_fails_and_is_not_done_again
     with open_transaction() as tx:
         run = tx.session.get_one(Run, claimed.id)
     assert (run.state, (run.error or {})["message"]) == ("failed", "The sft left no model, its output model")
+
+
+def test_children_of_a_machine_share_token_ids_in_the_scratch_folder(
+    claimed: ClaimedRun, tmp_path: Path, settings_env: pytest.MonkeyPatch
+) -> None:
+    settings_env.setenv("MPO_SCRATCH", str(tmp_path / "scratch"))
+    settings_env.setenv("MPO_TOKEN_CACHE_BYTES", "77")
+    settings.cache_clear()
+    for folder in ("one", "two"):
+        task = fetch(claimed, tmp_path / folder, storage())
+        assert task.tokens == TokenCache(tmp_path / "scratch" / "tokens", 77)
 
 
 def test_a_child_is_told_of_the_worker_s_ranks(
