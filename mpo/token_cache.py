@@ -4,7 +4,6 @@ Stages of several processes share it. Nothing of it is needed: a file that is go
 is removed while somebody reads it stays readable to them.
 """
 
-import logging
 import os
 import shutil
 import tempfile
@@ -17,8 +16,6 @@ from pathlib import Path
 SUFFIX, PARTIAL = ".arrow", ".partial"
 PARTIAL_SECONDS = 3600.0
 """Whoever writes a file changes it more often; an older one was left by a process that was killed."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,8 @@ class TokenCache:
 
     def keep(self, partial: Path, key: str) -> None:
         """Gives a whole file its name, in place of one that has it, or removes it where it is too large; then
-        removes others for which there is no room. Raises OSError."""
+        removes others for which there is no room, and what killed processes left. Raises OSError."""
+        self._drop(PARTIAL, PARTIAL_SECONDS)
         if partial.stat().st_size > self._room():
             partial.unlink()
             return
@@ -48,12 +46,14 @@ class TokenCache:
 
     def drop_unused(self, seconds: float) -> int:
         """Removes what nobody has read for so long, and what killed processes left; says how many files."""
-        before, dropped = time.time() - seconds, 0
-        for path, found in [*self._files(SUFFIX), *self._files(PARTIAL)]:
-            if found.st_mtime < (before if path.suffix == SUFFIX else time.time() - PARTIAL_SECONDS):
-                path.unlink(missing_ok=True)
-                dropped += 1
-        return dropped
+        return self._drop(SUFFIX, seconds) + self._drop(PARTIAL, PARTIAL_SECONDS)
+
+    def _drop(self, suffix: str, seconds: float) -> int:
+        before = time.time() - seconds
+        old = [path for path, found in self._files(suffix) if found.st_mtime < before]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
 
     def _room(self) -> int:
         """Bytes that all files may take together."""

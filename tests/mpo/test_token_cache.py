@@ -74,6 +74,9 @@ def test_what_is_not_used_any_more_and_what_killed_processes_left_goes(tmp_path:
         os.utime(tmp_path / f"{name}{PARTIAL}", (time.time() - seconds,) * 2)
     assert cache.drop_unused(50) == 2
     assert kept(cache) == {"second", "at-work"}
+    os.utime(tmp_path / f"at-work{PARTIAL}", (0, 0))
+    keep(cache, "third")
+    assert kept(cache) == {"second", "third"}
     assert TokenCache(tmp_path / "none yet", 10).drop_unused(0) == 0
 
 
