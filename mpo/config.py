@@ -1,7 +1,8 @@
 """Configuration of stages: the API's schema, the library's arguments and the record.
 
 Each class is one kind of stage. `revision` is raised by hand when a stage's results change for the same
-configuration; it is part of the stage's key. Fields marked neutral cannot change a result and stay out of it.
+configuration; it is part of the stage's key. Fields marked neutral cannot change a result and stay out of it;
+those marked keyed_where_set stay out of it at their default.
 """
 
 from itertools import pairwise
@@ -271,7 +272,7 @@ class EvaluateStage(EvaluationSettings, TrainingConfig):
     """Win rates, rewards and KL of models on held-out prompts, by a judge that trained none of them."""
 
     revision: ClassVar[int] = 4
-    unread: ClassVar[frozenset[str]] = TRAINS_NOTHING
+    unread: ClassVar[frozenset[str]] = TRAINS_NOTHING | {"precision"}
     kind: Literal["evaluate"] = "evaluate"
     names: dict[ShortText, Annotated[list[ShortText], Field(max_length=100)]] | None = Field(
         None,

@@ -28,17 +28,23 @@ def _digest(value: object) -> str:
 
 
 def result_config(config: StageConfig) -> dict[str, Any]:
-    """The configuration without the fields that cannot change a result."""
-    return config.model_dump(mode="json", exclude=_neutral(type(config)) | config.unread)
+    """The configuration without the fields that cannot change a result, or are keyed only where they are set
+    and have their default."""
+    kind = type(config)
+    left_out = _marked(kind, "neutral") | config.unread
+    for name in _marked(kind, "keyed_where_set"):
+        if getattr(config, name) == kind.model_fields[name].default:
+            left_out |= {name}
+    return config.model_dump(mode="json", exclude=set(left_out))
 
 
 @cache
-def _neutral(kind: type[StageConfig]) -> set[str]:
-    return {
+def _marked(kind: type[StageConfig], mark: str) -> frozenset[str]:
+    return frozenset(
         name
         for name, field in kind.model_fields.items()
-        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("neutral")
-    }
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get(mark)
+    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mpo.batches import length_mask, pad_right
+from mpo.precision import autocast_of
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -46,5 +47,8 @@ def response_logprobs(
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     batch = pad_right(rows, pad_id).to(model.device)
     in_prompt = length_mask([len(prompt) for prompt in prompts], batch.input_ids.shape[1]).to(model.device)
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.real_mask.long(), use_cache=False).logits
+    with autocast_of(model):
+        logits = model(
+            input_ids=batch.input_ids, attention_mask=batch.real_mask.long(), use_cache=False
+        ).logits
     return sequence_logprobs(logits, batch.input_ids, batch.real_mask & ~in_prompt)

@@ -37,6 +37,8 @@ def packed_attention(
         raise ValueError(f"its attention has {', '.join(unknown)}")
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    # Rotary positions leave fp32 where values are bf16: cast once here, not in each block and its repeats.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     sizes = [size for family in packed.blocks for size in family]
     # split, not slices: the gradient of a slice is a tensor of the whole row.
     queries, keys, values = (torch.split(tensor, sizes, dim=2) for tensor in (query, key, value))

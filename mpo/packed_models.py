@@ -12,6 +12,7 @@ from mpo.adapted_models import AdaptedModel
 from mpo.last_layer import last_layer_at
 from mpo.packed_attention import PACKED
 from mpo.packed_rows import Family, PackedRow
+from mpo.precision import autocast_of, in_fp32
 from mpo.rms_norm import equal_layers, replace_forward, restore_forward
 from mpo.rounding import share_apart, tolerance_of
 
@@ -25,16 +26,16 @@ def reads_packed_rows(model: PreTrainedModel | AdaptedModel) -> bool:
 
 
 def packed_states(model: PreTrainedModel, row: PackedRow, places: Tensor) -> Tensor:
-    """Final hidden states at some places of a row: (places, width)."""
-    with last_layer_at(model, places):
+    """Final hidden states at some places of a row: (places, width), in the model's precision."""
+    with autocast_of(model), last_layer_at(model, places):
         states: Tensor = model.base_model(**row.inputs()).last_hidden_state[0, places]
     return states
 
 
 def packed_logits(model: PreTrainedModel, row: PackedRow) -> Tensor:
     """What predicts each token of the responses: (tokens of responses, vocabulary). The head is run on these
-    alone."""
-    with last_layer_at(model, row.before):
+    alone, in the model's precision."""
+    with autocast_of(model), last_layer_at(model, row.before):
         logits: Tensor = model(**row.inputs(), logits_to_keep=row.before).logits[0]
     return logits
 
@@ -53,11 +54,13 @@ def pack_where_exact(model: PreTrainedModel, tell: Callable[[str], None]) -> Non
     """Has a model read packed rows from here on, or tells why it reads plain ones.
 
     Compared are the hidden states that predict the responses' tokens, and the gradients of a random
-    combination of them with respect to the embedded tokens, packed and as one plain row a response.
+    combination of them with respect to the embedded tokens, packed and as one plain row a response; in fp32,
+    whatever the model's precision.
     """
     if reads_packed_rows(model):
         return
-    reason = _why_not(model)
+    with in_fp32(model):
+        reason = _why_not(model)
     if reason is not None:
         tell(f"Rows are padded and each prompt is computed once a response: {reason}.")
 

@@ -14,6 +14,7 @@ from mpo.last_layer import last_layer_at
 from mpo.logprobs import token_logprobs
 from mpo.packed_models import packed_logits, packed_states, reads_packed_rows
 from mpo.packed_rows import Family, PackedRow
+from mpo.precision import autocast_of
 from mpo.records import Content
 
 
@@ -104,7 +105,7 @@ def response_logits_and_states(
     """`response_logits`, and the final hidden states they are read from: (tokens, width), fp32."""
     if reads_packed_rows(model):
         row = batch.packed
-        with last_layer_at(model, row.before):
+        with autocast_of(model), last_layer_at(model, row.before):
             outputs = model(**row.inputs(), logits_to_keep=row.before, output_hidden_states=True)
         logits, states = outputs.logits[0], outputs.hidden_states[-1][0, row.before]
     else:
@@ -115,28 +116,31 @@ def response_logits_and_states(
 
 
 def response_states(model: PreTrainedModel, batch: ResponseBatch) -> Tensor:
-    """Final hidden states before the responses' real tokens, row by row: (tokens, width)."""
+    """Final hidden states before the responses' real tokens, row by row: (tokens, width), in the model's
+    precision."""
     if reads_packed_rows(model):
         return packed_states(model, batch.packed, batch.packed.before)
-    hidden: Tensor = model.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state
+    with autocast_of(model):
+        hidden: Tensor = model.base_model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
     return hidden[:, batch.before][batch.response_mask]
 
 
 def _predictions(model: PreTrainedModel, batch: ResponseBatch, **asked: bool) -> Any:
-    return model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        # One more than the tokens: the first of them is predicted from the last token of the prompt.
-        logits_to_keep=batch.response_mask.shape[1] + 1,
-        **asked,
-    )
+    with autocast_of(model):
+        return model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            # One more than the tokens: the first of them is predicted from the last token of the prompt.
+            logits_to_keep=batch.response_mask.shape[1] + 1,
+            **asked,
+        )
 
 
 def response_logprobs(model: PreTrainedModel, batch: ResponseBatch, temperature: float) -> Tensor:

@@ -13,27 +13,34 @@ class RMSNormFunction(torch.autograd.Function):
     """x / sqrt(mean(x²) + ε) · weight over the last dimension; Zhang & Sennrich 2019 (arXiv 1910.07467).
 
     Kept for the backward pass is x̂ = x / sqrt(…) alone: ∂x = (ĝ − x̂ · mean(ĝ · x̂)) / sqrt(…), ĝ = g · weight.
+    Mean and root are in fp32 at least. Within autocast the result is cast here, once for all the products
+    that read it: each would cast it for itself, and keep its copy for the backward pass.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """(…, width), of x's type."""
+        """(…, width), of x's type, or of autocast's."""
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        rate = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(epsilon)).to(x.dtype)
-        normal = x * rate
+        rate = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(epsilon))
+        normal = (x * rate).to(x.dtype)
         ctx.save_for_backward(normal, rate, weight)
-        return normal * weight
+        return (normal * weight).to(_result_type(x))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """Of x, and of the weight where it is trained."""
         normal, rate, weight = ctx.saved_tensors
-        (gradient,) = gradients
+        gradient = gradients[0].to(rate.dtype)
         of_weight = (gradient * normal).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         scaled = gradient * weight
         mean = (scaled * normal).sum(-1, keepdim=True).div_(normal.shape[-1])
-        return scaled.addcmul_(normal, mean, value=-1).mul_(rate), of_weight, None
+        return scaled.addcmul_(normal, mean, value=-1).mul_(rate).to(normal.dtype), of_weight, None
+
+
+def _result_type(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def equal_layers(model: nn.Module) -> list[nn.Module]:

@@ -5,7 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 NEUTRAL: dict[str, Any] = {"neutral": True}
+KEYED_WHERE_SET: dict[str, Any] = {"keyed_where_set": True}
+"""Of a field that came later: at its default it is in no key, so that older keys stay what they were."""
 Slot = Literal["cpu", "gpu"]
+Precision = Literal["auto", "fp32", "bf16"]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 HalfFraction = Annotated[float, Field(ge=0, lt=0.5)]
 LearningRate = Annotated[float, Field(ge=0, le=1)]
@@ -91,4 +94,11 @@ class TrainingConfig(TokenLimits, StageConfig):
         description="Keep each layer's input alone for the backward pass, and compute the rest again: less "
         "memory, more time, the same result.",
         json_schema_extra=NEUTRAL,
+    )
+    precision: Precision = Field(
+        "auto",
+        description="What forward passes compute in. bf16 = mixed precision: weights, gradients, optimizer "
+        "and losses stay in fp32; slower than fp32 on a CPU that lacks instructions for it. auto = bf16 on a "
+        "GPU that supports it, fp32 elsewhere. Responses are sampled, and evaluations made, in fp32.",
+        json_schema_extra=KEYED_WHERE_SET,
     )

@@ -24,6 +24,8 @@ from transformers import (
 from mpo.batches import length_grouped_batches, optimizer_steps
 from mpo.checkpoints import sync_tree
 from mpo.errors import StageInterrupted
+from mpo.policies import training_device
+from mpo.precision import resolves_to_bf16
 from mpo.reporter import Reporter, StageTask
 from mpo.seeds import row_seed
 from mpo.tokenization import load_tokenizer
@@ -166,7 +168,7 @@ def named_metrics(logs: Mapping[str, float]) -> dict[str, float]:
 
 
 def engine_config(kind: Callable[..., C], task: StageTask, rows: int, **loss: object) -> C:
-    """TRL's configuration for a stage: fp32, dropout off, nothing cut, nothing logged to disk or the net.
+    """TRL's configuration for a stage: dropout off, nothing cut, nothing logged to disk or the net.
 
     rows: of the training data. loss: what the trainer at hand has besides. The learning rate falls linearly
     from its peak to 0, without warm-up; gradients are clipped to norm 1.
@@ -190,7 +192,8 @@ def engine_config(kind: Callable[..., C], task: StageTask, rows: int, **loss: ob
         seed=task.seed,
         # TRL turns these three on, or to 1,024, where they are left open; activations too are kept, not
         # recomputed, unless asked.
-        bf16=False,
+        bf16=resolves_to_bf16(config.precision, training_device()),
+        use_cpu=training_device().type == "cpu",  # or bf16 is refused where there is no GPU
         **{RECOMPUTE: config.gradient_checkpointing},
         max_length=None,
         disable_dropout=True,

@@ -15,6 +15,7 @@ from mpo.dpo.state import DPOTraining, restore, save_pass, save_start
 from mpo.errors import EmptySplit, StageInterrupted
 from mpo.packed_models import pack_where_exact
 from mpo.policies import to_training_device
+from mpo.precision import set_precision
 from mpo.ranks import ALONE, Ranks, any_of
 from mpo.recomputation import recompute_layers
 from mpo.records import count_rows, stream_pairs
@@ -85,6 +86,8 @@ def compute_reference(training: DPOTraining, task: StageTask, reporter: Reporter
     try:
         with chosen as model:
             to_training_device(model).eval()
+            # As the policy's: with equal weights the first log-ratios are then 0 but for rounding.
+            set_precision(model, training.config.precision)
             if training.config.engine == "native":
                 pack_where_exact(model, reporter.warn)
             pairs = training.current_pairs()
@@ -114,6 +117,7 @@ def fit(training: DPOTraining, task: StageTask, reporter: Reporter) -> TrainingO
         return fit_with_trl(training, task, reporter)
     assert training.reference is not None
     model = to_training_device(training.opened.model).train()
+    set_precision(model, training.config.precision)
     pack_where_exact(model, reporter.warn)
     if training.config.gradient_checkpointing:
         recompute_layers(model, reporter.warn)

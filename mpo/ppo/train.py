@@ -15,6 +15,7 @@ from mpo.ppo.iteration import iterate
 from mpo.ppo.networks import Critic, Networks, ValueHead, check_alike, trained_networks
 from mpo.ppo.prompts import read_distinct_prompts
 from mpo.ppo.state import PPOTraining, episode_counts, restore, save
+from mpo.precision import set_precision
 from mpo.ranks import ALONE, Ranks, any_of
 from mpo.recomputation import recompute_layers
 from mpo.reporter import Reporter, StageTask
@@ -68,6 +69,7 @@ def load_training(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> 
     refuse_other_ids(task, "policy", ("reference", "sft", "reward_model"))
     networks = load_networks(task, config)
     for network in networks.whole():
+        set_precision(network, config.precision)
         pack_where_exact(network, reporter.warn)
         if config.gradient_checkpointing:
             recompute_layers(network, reporter.warn)

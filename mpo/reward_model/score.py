@@ -22,6 +22,7 @@ from mpo.model_tokens import refuse_other_ids
 from mpo.packed_models import pack_where_exact, packed_states, reads_packed_rows, say_nothing
 from mpo.packed_rows import Family, PackedRow, passes_of, tokens_at_once
 from mpo.policies import load_reward_model, score_head, to_training_device
+from mpo.precision import autocast_of, set_precision
 from mpo.ragged_pairs import ids_of, lengths_of, take_pairs
 from mpo.ranks import ALONE, Ranks
 from mpo.records import stream_pairs
@@ -32,6 +33,7 @@ from mpo.reward_model.scheme import assign_scorers, fold_temperatures, unfit_tem
 from mpo.stage_tokens import stage_tokens
 from mpo.summaries import write_summary
 from mpo.tokenization import EncodedPair, load_tokenizer
+from mpo.training_config import Precision
 
 BATCH_PAIRS = 16
 STATE_FILE = "state.pt"
@@ -51,12 +53,22 @@ def end_scores(model: PreTrainedModel, batch: PaddedBatch) -> Tensor:
 
     transformers' own forward searches for that token by the padding id, which a row may also hold as a token.
     """
-    hidden = model.base_model(
-        input_ids=batch.input_ids, attention_mask=batch.real_mask.long(), use_cache=False
-    ).last_hidden_state
+    with autocast_of(model):
+        hidden = model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.real_mask.long(), use_cache=False
+        ).last_hidden_state
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     last = hidden[rows, batch.real_mask.sum(-1) - 1]
-    return score_head(model)(last).squeeze(-1).float()
+    return read_scores(model, last)
+
+
+def read_scores(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """What the head makes of final hidden states: fp32, (states,) of (states, width).
+
+    In fp32 whatever the precision of the pass: rounded to bf16, gaps near 0 would be 0 or far from it.
+    """
+    scores: Tensor = score_head(model)(states.float())
+    return scores.squeeze(-1)
 
 
 def pair_scores(model: PreTrainedModel, pairs: Sequence[EncodedPair], pad_id: int) -> Tensor:
@@ -107,8 +119,7 @@ def score_responses(
 
 def row_scores(model: PreTrainedModel, row: PackedRow) -> Tensor:
     """Raw score of each response of a packed row, read at its end: fp32, (responses,)."""
-    scores: Tensor = score_head(model)(packed_states(model, row, row.ends))
-    return scores.squeeze(-1).float()
+    return read_scores(model, packed_states(model, row, row.ends))
 
 
 def score_encoded(model: PreTrainedModel, pairs: Sequence[EncodedPair], ranks: Ranks = ALONE) -> Tensor:
@@ -148,7 +159,7 @@ class PairScores:
     """Scores of pairs so far, each by the one reward model that scores it.
 
     models: folders; scorers: of each pair, its model's place among them, None where none scores it. rewards:
-    (n, 2), chosen first; done: (n,).
+    (n, 2), chosen first; done: (n,). precision: that the models are run in.
     """
 
     models: Sequence[Path]
@@ -156,14 +167,19 @@ class PairScores:
     scorers: Sequence[int | None]
     rewards: Tensor
     done: Tensor
+    precision: Precision = "fp32"
 
     @classmethod
     def start(
-        cls, models: Sequence[Path], pairs: Sequence[EncodedPair], scorers: Sequence[int | None]
+        cls,
+        models: Sequence[Path],
+        pairs: Sequence[EncodedPair],
+        scorers: Sequence[int | None],
+        precision: Precision = "fp32",
     ) -> "PairScores":
         """Nothing scored yet."""
         n = len(pairs)
-        return cls(models, pairs, scorers, torch.zeros(n, 2), torch.zeros(n, dtype=torch.bool))
+        return cls(models, pairs, scorers, torch.zeros(n, 2), torch.zeros(n, dtype=torch.bool), precision)
 
     @property
     def scored_rows(self) -> list[int]:
@@ -188,6 +204,7 @@ class PairScores:
             if not left:
                 continue
             model = to_training_device(load_reward_model(folder)).eval()
+            set_precision(model, self.precision)
             pack_where_exact(model, say_nothing)
             for batch in left:
                 self.rewards[batch] = score_encoded(model, take_pairs(self.pairs, batch))
@@ -211,7 +228,7 @@ def score_pairs(task: StageTask, reporter: Reporter) -> None:
     if config.scheme == "in_sample":
         reporter.warn(IN_SAMPLE)
     encoded = stage_tokens(task, "data", load_tokenizer(models[0]))
-    scores = PairScores.start(models, encoded, scorers.models)
+    scores = PairScores.start(models, encoded, scorers.models, config.precision)
     if task.resume:
         state = load_state(task.resume / STATE_FILE)
         scores.rewards, scores.done = state["rewards"], state["done"]

@@ -13,6 +13,7 @@ from mpo.errors import TooFewPrompts
 from mpo.hold_out import assign_folds
 from mpo.packed_models import pack_where_exact
 from mpo.policies import new_reward_model, save_model, score_head, to_training_device
+from mpo.precision import set_precision
 from mpo.ranks import ALONE, Ranks
 from mpo.recomputation import recompute_layers
 from mpo.records import PreferencePair, count_rows, stream_pairs
@@ -94,6 +95,7 @@ def _fit(
     config, model = task.config, opened.model
     assert isinstance(config, RewardModelStage)
     pad_id = model.config.get_text_config().pad_token_id
+    set_precision(model, config.precision)
     if config.engine == "trl":
         padding = padding_tokenizer(task.one("backbone").path, pad_id)
         return fit_reward_model(model, rows, padding, task, reporter)

@@ -9,6 +9,7 @@ from mpo.batches import length_mask, pad_right
 from mpo.logprobs import token_logprobs
 from mpo.packed_models import packed_logits, reads_packed_rows
 from mpo.packed_rows import Family, PackedRow
+from mpo.precision import autocast_of
 
 
 def response_loss(
@@ -30,5 +31,8 @@ def response_loss(
     batch = pad_right(rows, pad_id).to(model.device)
     in_prompt = length_mask([len(prompt) for prompt in prompts], batch.input_ids.shape[1])
     predicted = (batch.real_mask & ~in_prompt.to(model.device))[:, 1:]
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.real_mask.long(), use_cache=False).logits
+    with autocast_of(model):
+        logits = model(
+            input_ids=batch.input_ids, attention_mask=batch.real_mask.long(), use_cache=False
+        ).logits
     return -token_logprobs(logits[:, :-1][predicted], batch.input_ids[:, 1:][predicted]).sum()

@@ -15,6 +15,7 @@ from mpo.errors import EmptySplit
 from mpo.packed_models import pack_where_exact, reads_packed_rows
 from mpo.packed_rows import passes_of, tokens_at_once
 from mpo.policies import to_training_device
+from mpo.precision import set_precision
 from mpo.ragged_pairs import token_counts
 from mpo.ranks import ALONE, Ranks
 from mpo.recomputation import recompute_layers
@@ -83,6 +84,7 @@ def train_sft(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
     if not objective.ids:
         raise EmptySplit("There is no row to train on: the data of this stage are empty.", rows=0)
     to_training_device(opened.model).train()
+    set_precision(opened.model, config.precision)
     pack_where_exact(opened.model, reporter.warn)
     if config.gradient_checkpointing:
         recompute_layers(opened.model, reporter.warn)

@@ -41,5 +41,21 @@ def test_what_is_recomputed_changes_no_key() -> None:
             assert stage_key(other, {}, 7) == stage_key(stage.config, {}, 7)
 
 
+def test_precision_is_in_a_key_where_it_is_set() -> None:
+    """So that jobs from before there was one keep their keys."""
+    for stage in expand(_spec("mpo", 7), model="tiny", dataset="ds_1"):
+        config = stage.config
+        if not isinstance(config, TrainingConfig):
+            continue
+        assert "precision" not in result_config(config)
+        others = [config.model_copy(update={"precision": precision}) for precision in ("fp32", "bf16")]
+        keys = {stage_key(each, {}, 7) for each in (config, *others)}
+        if config.kind == "evaluate":  # always fp32
+            assert len(keys) == 1
+        else:
+            assert len(keys) == 3
+            assert result_config(others[1]) == result_config(config) | {"precision": "bf16"}
+
+
 def _spec(preset: str, seed: int) -> JobSpec:
     return JobSpec.model_validate({"method": {"type": preset}, "seed": seed})

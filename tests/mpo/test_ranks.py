@@ -100,6 +100,23 @@ def test_two_ranks_train_as_one_does(two: Run, house: Path, tmp_path: Path, name
     )
 
 
+@pytest.mark.parametrize("name", ["sft", "reward_model", "dpo", "dpo_lora"])
+def test_two_ranks_train_in_bf16(two: Run, house: Path, tmp_path: Path, name: str) -> None:
+    compare_in_bf16(two, house, tmp_path, CONFIGS[name])
+
+
+def compare_in_bf16(two: Run, house: Path, tmp_path: Path, config: Any) -> None:
+    """Their losses are one rank's but for roundings, as their passes have other rows; and not fp32's."""
+    config = config.model_copy(update={"precision": "bf16"})
+    both = task_for(house, tmp_path / "both", config)
+    run_alone(task_for(house, tmp_path / "alone", config), alone := RecordingReporter())
+    plain = config.model_copy(update={"precision": "fp32"})
+    run_alone(task_for(house, tmp_path / "fp32", plain), fp32 := RecordingReporter())
+    found = [metrics["loss"] for _, _, metrics in two(two_ranks.run_stage, both)[0]]
+    assert found == pytest.approx([metrics["loss"] for _, _, metrics in alone.steps], rel=1e-2)
+    assert found != pytest.approx([metrics["loss"] for _, _, metrics in fp32.steps], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["reward_model", "curriculum"])
 def test_a_resumed_training_equals_the_uninterrupted_one(
     two: Run, house: Path, tmp_path: Path, name: str

@@ -67,6 +67,16 @@ def test_without_a_learning_rate_every_ratio_is_exactly_one(two: Run, house: Pat
     assert [(metrics["ratio_max"], metrics["kl"]) for _, _, metrics in steps] == [(1.0, 0.0)] * 2
 
 
+def test_in_bf16_the_first_ratios_are_exactly_one_too(two: Run, house: Path, tmp_path: Path) -> None:
+    once: dict[str, Any] = {"precision": "bf16", "epochs": 1, "mini_batches": 1}
+    steps, _ = two(two_ranks.run_stage, task_for(house, tmp_path / "both", **once))
+    run_alone(task_for(house, tmp_path / "alone", **once), alone := RecordingReporter())
+    assert {metrics["ratio_max"] for _, _, metrics in steps} == {1.0}
+    assert steps[0][2]["kl"] == 0.0
+    assert steps[-1][2]["kl"] != 0.0, "nothing was learnt"
+    assert steps[0][2]["loss"] == pytest.approx(alone.steps[0][2]["loss"], rel=1e-2)
+
+
 def test_a_resumed_training_equals_the_uninterrupted_one(two: Run, house: Path, tmp_path: Path) -> None:
     whole, first = (task_for(house, tmp_path / name) for name in ("whole", "first"))
     two(two_ranks.run_stage, whole)

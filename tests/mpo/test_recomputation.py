@@ -105,6 +105,8 @@ STAGES: dict[str, TrainingConfig] = {
     "dpo, trl": DPOStage(**LENGTHS, engine="trl"),
     "dpo, LoRA, trl": DPOStage(**LENGTHS, engine="trl", lora=LORA),
     "ppo": PPOStage(**LENGTHS, rollout_prompts=8, max_new_tokens=6),
+    "dpo, bf16": DPOStage(**LENGTHS, precision="bf16"),
+    "ppo, bf16": PPOStage(**LENGTHS, rollout_prompts=8, max_new_tokens=6, precision="bf16"),
     "ppo, LoRA": PPOStage(**LENGTHS, rollout_prompts=8, max_new_tokens=6, lora=LORA),
     "ppo, shared trunk": PPOStage(**LENGTHS, rollout_prompts=8, max_new_tokens=6, critic="shared_trunk"),
 }

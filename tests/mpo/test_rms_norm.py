@@ -35,6 +35,30 @@ def test_its_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda x, weight: RMSNormFunction.apply(x, weight, 1e-3), (x, weight))
 
 
+def test_of_bf16_it_gives_what_the_layer_gives_in_fp32_but_for_one_rounding() -> None:
+    layer = norm_of(LlamaRMSNorm, width=256)
+    x = (100 * torch.randn(2, 5, 256)).bfloat16().requires_grad_()  # of which the squares' sum needs fp32
+    gradient = torch.randn(2, 5, 256).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = RMSNormFunction.apply(x, layer.weight, layer.variance_epsilon)
+    given = torch.autograd.grad(found, [x, layer.weight], gradient)
+    assert [tensor.dtype for tensor in (found, *given)] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    wide = x.detach().float().requires_grad_()
+    expected = layer(wide)
+    wanted = torch.autograd.grad(expected, [wide, layer.weight], gradient.float())
+    for ours, theirs in zip((found, *given), (expected, *wanted), strict=True):
+        # Two roundings, of the normal and of the result, at 8 bits.
+        assert_close(ours.float(), theirs, rtol=2**-7, atol=2**-7 * float(theirs.detach().abs().max()) / 4)
+
+
+def test_within_autocast_fp32_is_cast_once_for_all_that_read_it() -> None:
+    layer = norm_of(LlamaRMSNorm)
+    x = torch.randn(2, 5, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = RMSNormFunction.apply(x, layer.weight, layer.variance_epsilon)
+    assert_close(found, layer(x).bfloat16(), rtol=2**-8, atol=0)
+
+
 def test_a_frozen_weight_gets_no_gradient() -> None:
     weight = torch.ones(4)
     x = torch.randn(2, 4, requires_grad=True)

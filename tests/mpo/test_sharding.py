@@ -25,6 +25,7 @@ from tests.mpo.test_ranks import (
     STEPS,
     Scarce,
     assert_resumed_equals_whole,
+    compare_in_bf16,
     die_on_the_second_rank,
     house_of,
     task_for,
@@ -82,6 +83,11 @@ def compare(two: Run, house: Path, folder: Path, config: Stage, case: Any = two_
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shards_train_as_one_process_does(two: Run, house: Path, tmp_path: Path, name: str) -> None:
     compare(two, house, tmp_path, CONFIGS[name])
+
+
+@pytest.mark.parametrize("name", ["sft", "reward_model", "dpo", "recomputed"])
+def test_shards_train_in_bf16(two: Run, house: Path, tmp_path: Path, name: str) -> None:
+    compare_in_bf16(two, house, tmp_path, CONFIGS[name])
 
 
 @pytest.mark.parametrize("name", ["sft", "reward_model", "dpo"])
