@@ -1,6 +1,6 @@
 """How much memory a stage needs at its peak, from the shapes of its models. Torch-free.
 
-Everything is computed in fp32, as `mpo/policies.py` loads it.
+Weights are in fp32, as `mpo/policies.py` loads them; passes of trainings in fp32 or bf16.
 """
 
 from mpo.config import DPOStage, EvaluateStage, PPOStage, RewardModelStage, SFTStage

@@ -49,13 +49,28 @@ class Pass:
     masked: float = 0.0
 
 
-def kept_numbers(a_pass: Pass, shape: ModelShape, config: TrainingConfig) -> float:
-    """Numbers in memory at the peak of a training pass, but for weights, gradients and logits."""
+def is_in_bf16(config: TrainingConfig, device: Device) -> bool:
+    """Whether passes are in bf16, as `mpo/precision.py` has it; a GPU is taken to multiply it."""
+    return config.precision == "bf16" or (config.precision == "auto" and device == "cuda")
+
+
+def kept_numbers(a_pass: Pass, shape: ModelShape, config: TrainingConfig, device: Device = "cpu") -> float:
+    """Numbers, of fp32, in memory at the peak of a training pass, but for weights, gradients and logits.
+
+    In bf16 packed rows keep half of nearly all, and the layers' matrices once more. What padded rows and TRL
+    keep was not counted: it is taken to be as much as in fp32.
+    """
     tokens, apart = a_pass.tokens, a_pass.tokens - a_pass.read
-    layer = tokens * shape.kept_a_layer() + 2 * shape.attended * a_pass.repeated + a_pass.masked
+    bf16 = is_in_bf16(config, device)
+    halved = bf16 and shape.packs and getattr(config, "engine", "native") == "native"
+    a_number = 0.5 if halved else 1.0
+    layer = tokens * (shape.kept_a_layer_in_bf16() if halved else shape.kept_a_layer())
+    layer += a_number * (2 * shape.attended * a_pass.repeated + a_pass.masked)
     if config.lora is not None:
         layer += tokens * config.lora.rank * len(shape.adapted(config.lora)) / shape.layers
-    last = layer - (4 * shape.inner + shape.width) * apart
+    last = layer - a_number * (4 * shape.inner + shape.width) * apart
+    if bf16:
+        layer, last = layer + shape.cast_a_layer(), last + shape.cast_a_layer()
     ends = tokens * shape.width
     if config.gradient_checkpointing:
         # Beside all layers' inputs stand the last one's numbers, or those of the one that is recomputed.
@@ -130,15 +145,18 @@ def _ppo_pass(config: PPOStage, shape: ModelShape, longest: Longest) -> Pass:
 def trained_numbers(config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device) -> float:
     """Numbers in memory at the peak of the largest training pass, weights and gradients left out."""
     a_pass = training_pass(config, shape, longest, device)
-    logits = LOGITS_TRAINED * a_pass.logits * shape.vocabulary
+    copies, head = float(LOGITS_TRAINED), 0.0
+    if is_in_bf16(config, device) and a_pass.logits:
+        copies, head = copies + 0.5, shape.vocabulary * shape.width / 2
+    logits = copies * a_pass.logits * shape.vocabulary
     # The logits' gradients are gone before a layer's are computed, so that only the larger of both counts.
-    return kept_numbers(a_pass, shape, config) + max(
-        logits, a_pass.tokens * (3 * shape.inner + 3 * shape.width)
-    )
+    passing = a_pass.tokens * (3 * shape.inner + 3 * shape.width)
+    return kept_numbers(a_pass, shape, config, device) + head + max(logits, passing)
 
 
 def read_numbers(config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device) -> float:
-    """Numbers of the largest pass without gradients, of a stage that trains nothing."""
+    """Numbers of the largest pass without gradients, of a stage that trains nothing: fp32's also in bf16,
+    which holds a matrix that was cast beside fewer numbers of the pass."""
     if shape.packs:
         tokens = float(max(PACKED_TOKENS[device], longest.prompt + 2 * longest.response))
     else:

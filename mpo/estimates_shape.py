@@ -63,6 +63,14 @@ class ModelShape:
         query, key and value as attention reads them, what comes of it, and the four of the gated part."""
         return 5 * self.width + 4 * self.attended + 4 * self.inner
 
+    def kept_a_layer_in_bf16(self) -> float:
+        """The same where autocast computes in bf16, in numbers of fp32: half, but for what the norms keep."""
+        return self.kept_a_layer() / 2 + self.width
+
+    def cast_a_layer(self) -> float:
+        """Numbers, of fp32, of a layer's matrices in bf16, which its backward pass reads once more."""
+        return sum(math.prod(shape) for shape in self.matrices.values()) / self.layers / 2
+
     def passing_a_token(self) -> int:
         """Numbers that a pass without gradients holds at once, a token."""
         return 6 * self.width + 2 * self.kv_width + 3 * self.inner

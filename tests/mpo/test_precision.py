@@ -69,10 +69,9 @@ def run(
     config: Any, precision: Precision, house: Path, out: Path, reporter: Any = None, resume: Any = None
 ) -> RecordingReporter:
     base = house / "base"
-    roles: dict[str, Any] = {
+    roles = {
         "sft": {"policy": base},
         "reward_model": {"backbone": base},
-        "score": {"reward_models": [house / "scores"]},
         "dpo": {"policy": base, "reference": base},
         "ppo": {"policy": base, "reference": base, "reward_model": house / "scores"},
     }[config.kind]
