@@ -9,6 +9,7 @@ from mpo.config import ScoreStage
 from mpo.errors import InvalidSpec, TooFewPrompts
 from mpo.gap_index import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, Floats, fit_temperature
 from mpo.hold_out import assign_folds
+from mpo.reporter import Reporter
 
 AT_A_BOUND = 1.01
 """A temperature within this factor of an end of its range is the range's, not the labels'."""
@@ -79,3 +80,16 @@ def unfit_temperatures(temperatures: dict[int | None, float]) -> list[str]:
             "Such gaps are not comparable with other folds'; calibration none leaves them as they are."
         )
     return warnings
+
+
+def calibrated(
+    rewards: Floats, folds: Sequence[int | None], config: ScoreStage, reporter: Reporter
+) -> tuple[Floats, dict[int | None, float]]:
+    """The rewards as the configuration's calibration leaves them, and the temperature of each fold, 1 without
+    one. rewards: (n, 2), chosen first; folds: of each pair."""
+    if config.calibration == "none":
+        return rewards, dict.fromkeys(folds, 1.0)
+    temperatures = fold_temperatures(rewards[:, 0] - rewards[:, 1], folds)
+    for warning in unfit_temperatures(temperatures):
+        reporter.warn(warning)
+    return rewards / np.array([temperatures[fold] for fold in folds])[:, None], temperatures

@@ -6,7 +6,6 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -29,7 +28,7 @@ from mpo.records import stream_pairs
 from mpo.reporter import Reporter, StageTask
 from mpo.reward_model.folds import differing_folds, fold_reports, prompt_groups
 from mpo.reward_model.report import ScoredPairs, accuracy_report, is_weak, weak_reason
-from mpo.reward_model.scheme import assign_scorers, fold_temperatures, unfit_temperatures
+from mpo.reward_model.scheme import assign_scorers, calibrated
 from mpo.stage_tokens import stage_tokens
 from mpo.summaries import write_summary
 from mpo.tokenization import EncodedPair, load_tokenizer
@@ -259,19 +258,6 @@ def _run(scores: PairScores, task: StageTask, reporter: Reporter) -> None:
                 save_state(folder / STATE_FILE, {"rewards": scores.rewards, "done": scores.done})
         if stopping:
             raise StageInterrupted(pairs=done)
-
-
-def calibrated(
-    rewards: Floats, folds: Sequence[int | None], config: ScoreStage, reporter: Reporter
-) -> tuple[Floats, dict[int | None, float]]:
-    """The rewards as the configuration's calibration leaves them, and the temperature of each fold, 1 without
-    one. rewards: (n, 2), chosen first; folds: of each pair."""
-    if config.calibration == "none":
-        return rewards, dict.fromkeys(folds, 1.0)
-    temperatures = fold_temperatures(rewards[:, 0] - rewards[:, 1], folds)
-    for warning in unfit_temperatures(temperatures):
-        reporter.warn(warning)
-    return rewards / np.array([temperatures[fold] for fold in folds])[:, None], temperatures
 
 
 def write_scores(path: Path, scores: PairScores, rewards: Floats, folds: Sequence[int | None]) -> None:
