@@ -1,17 +1,19 @@
 """What each part of the engine's speed is worth: reward-model steps with one of them turned off, in turn.
 
-python -m bench.engine_parts --pairs FILE --model DIR [--steps 4] [--rounds 3] [--docs PAGE]
+python -m bench.engine_parts --pairs FILE --model DIR [--steps 5] [--rounds 3] [--docs PAGE]
 
 DIR: a reward model that `bench/peers/models.py` made (`reward-init`). Every variant makes the same steps on
-the same pairs from the same weights, and must come to the same loss. A row shows the time of the variant over
-that of the whole engine in the same round: median, smallest and largest.
+the same pairs from the same weights, in a process of its own, and must come to the same loss. A row shows the
+time of the variant over that of the whole engine in the same round: median, smallest and largest.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
+from multiprocessing import get_context
 from unittest import mock
 
 import torch
@@ -21,6 +23,7 @@ from transformers import PreTrainedModel
 from bench.load_page import Conditions, spread, write_page_section
 from bench.training_data import read_pairs, scoring_parser
 from bench.training_side import PairRun
+from mpo.heap import keep_freed_memory
 from mpo.packed_models import pack_where_exact, say_nothing
 from mpo.packed_rows import Family, PackedRow
 from mpo.policies import load_reward_model, to_training_device
@@ -35,6 +38,7 @@ PARTS = {
     "the last layer's feed-forward part at every token": "last layer where it is read",
     "the model's own root-mean-square norm": "norm in fewer passes",
     "AdamW weight by weight": "fused AdamW",
+    "freed memory given back to the system": "freed memory kept",
 }
 
 
@@ -66,7 +70,16 @@ def without(part: str | None, model: PreTrainedModel) -> Iterator[None]:
 
 
 def run(chosen: argparse.Namespace, part: str | None) -> tuple[float, float]:
-    """Seconds of the steps, and the last one's loss."""
+    """`steps` in a process of its own: what it has allocated before changes what it allocates next."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(steps, chosen, part).result()
+
+
+def steps(chosen: argparse.Namespace, part: str | None) -> tuple[float, float]:
+    """Seconds of the steps after the first, and the last one's loss."""
+    transformers.logging.disable_progress_bar()
+    if part != "freed memory kept":
+        keep_freed_memory()
     model = to_training_device(load_reward_model(chosen.model)).eval()
     with without(part, model):
         side = PairRun("rm", model, None, read_pairs(chosen), chosen.steps, chosen.batch, 0)
@@ -74,20 +87,19 @@ def run(chosen: argparse.Namespace, part: str | None) -> tuple[float, float]:
         if part == "fused AdamW":
             weights, rate = training.trained().values(), side.config.learning_rate
             training.optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=False)
+        train_step(training)  # loads what is loaded late
         started = time.perf_counter()
-        losses = [train_step(training)["loss"] for _ in range(chosen.steps)]
+        losses = [train_step(training)["loss"] for _ in range(chosen.steps - 1)]
         return time.perf_counter() - started, losses[-1]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, and write the page's section where one is named."""
     parser = scoring_parser("python -m bench.engine_parts", rounds=3)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5, help="the first of which is not timed")
     parser.set_defaults(batch=16)
     chosen = parser.parse_args(arguments)
-    transformers.logging.disable_progress_bar()
     conditions = Conditions.now(["python -m bench.engine_parts", *arguments])
-    run(chosen, None)  # the first steps of a process load what is loaded late
     ratios: dict[str, list[float]] = {title: [] for title in PARTS}
     for _ in range(chosen.rounds):
         whole, expected = run(chosen, None)
@@ -103,9 +115,9 @@ def main(arguments: Sequence[str]) -> int:
         print(" | ".join(row))
     if chosen.docs:
         said = (
-            f"{conditions.machine()}; {torch.get_num_threads()} threads. {chosen.steps} steps of a reward "
-            f"model, {chosen.batch} pairs each; {chosen.rounds} rounds. All variants come to the same loss "
-            f"to {LOSS_TOLERANCE:g}."
+            f"{conditions.machine()}; {torch.get_num_threads()} threads. {chosen.steps - 1} steps of a "
+            f"reward model, {chosen.batch} pairs each, after one that is not timed; {chosen.rounds} rounds. "
+            f"All variants come to the same loss to {LOSS_TOLERANCE:g}."
         )
         columns = ["turned back", "part that is off", "time over the whole engine's"]
         write_page_section(chosen.docs, HEADING, conditions.command, said, [columns, *rows])

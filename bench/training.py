@@ -14,8 +14,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class Stage:
     steps: int
     held_out: int | None
 
+
+OTHERS = {
+    "ppo": {"shared_trunk": ("--critic", "shared_trunk"), "lora": ("--adapters",)},
+}
+"""Of a stage: what the engine can do in place of it. Other algorithms than the opponents', and said so."""
 
 STAGES = {
     "rm": Stage("trl_reward.py", "trl-new", ("reward-init",), 8, 64),
@@ -136,13 +142,16 @@ class Sides:
 
 def measure(sides: Sides, rounds: int) -> dict[str, list[Line]]:
     """The lines of every side, round by round."""
+    others = OTHERS.get(sides.name, {})
     lines: dict[str, list[Line]] = {"ours": [], "theirs_default": [], "theirs_tuned": []}
+    lines |= {name: [] for name in others}
     imports = sides.imports_mb()
     for number in range(rounds):
-        turns = [
+        turns: list[tuple[str, Callable[[], Line]]] = [
             ("theirs_default", lambda: sides.theirs("--tuning", "default")),
             ("ours", sides.ours),
             ("theirs_tuned", lambda: sides.theirs("--tuning", "tuned")),
+            *((name, partial(sides.ours, *more)) for name, more in others.items()),
         ]
         for side, run in turns if number % 2 else reversed(turns):
             yardstick = sides.yardstick()
@@ -184,6 +193,14 @@ def result(name: str, lines: Mapping[str, Sequence[Line]], difference: float, ke
         "ratio_tuned": statistics.median(over_tuned),
         "ratios_default": over_default,
         "ratios_tuned": over_tuned,
+        "others": {
+            other: {
+                "line": middle(lines[other], key),
+                "ratios_default": ratios(lines[other], default, key),
+                "ratios_tuned": ratios(lines[other], tuned, key),
+            }
+            for other in OTHERS.get(name, {})
+        },
         "memory_ratio_default": memory_ratio(ours_middle, default_middle),
         "loss_abs_diff": difference,
     }

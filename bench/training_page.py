@@ -21,6 +21,10 @@ COLUMNS = (
     "held-out accuracy, or last reward",
     "their time / ours",
 )
+OTHERS = {
+    "shared_trunk": "ours, the critic a head on the policy: another algorithm",
+    "lora": "ours, LoRA of rank 16: another algorithm",
+}
 
 
 def write_training(page: Path, conditions: Conditions, found: Mapping[str, Any]) -> None:
@@ -50,16 +54,23 @@ def _verdict(found: Mapping[str, Any]) -> str:
     return " ".join(said)
 
 
-def _rows(found: Mapping[str, Any]) -> Sequence[Sequence[str]]:
-    return [_row(found, side, title) for side, title in SIDES.items()]
+def _rows(found: Mapping[str, Any]) -> list[Sequence[str]]:
+    rows = [
+        _row(found[side], title, found.get(f"ratios_{side.removeprefix('theirs_')}"))
+        for side, title in SIDES.items()
+    ]
+    for name, other in found["others"].items():
+        row = _row(other["line"], OTHERS[name], None)
+        default, tuned = spread(other["ratios_default"]), spread(other["ratios_tuned"])
+        # What its work would be in the opponents' passes says nothing of it.
+        rows.append((*row[:5], "", row[6], f"default {default}, tuned {tuned}"))
+    return rows
 
 
-def _row(found: Mapping[str, Any], side: str, title: str) -> Sequence[str]:
-    line = found[side]
+def _row(line: Mapping[str, Any], title: str, ratios: Sequence[float] | None) -> Sequence[str]:
     rate = line.get("useful_gflops_all_passes", line["useful_gflops"])
     metrics = line["metrics"]
     quality = metrics.get("held_out_accuracy", metrics.get("mean_reward_last"))
-    ratios = found.get(f"ratios_{side.removeprefix('theirs_')}")
     return (
         f"{title} ({line['version']})",
         f"{line['seconds']:.1f}",

@@ -8,22 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from bench.training_data import RESPONSE_TOKENS, Prompts
 from mpo.config import PPOStage
 from mpo.generation import SampledResponse
 from mpo.packed_models import pack_where_exact, say_nothing
-from mpo.policies import load_policy, load_reward_model, to_training_device
 from mpo.ppo.iteration import iterate, old_tokens
 from mpo.ppo.loss import ppo_policy_loss, ppo_value_loss
-from mpo.ppo.networks import Critic, Networks, ValueHead, trained_networks
+from mpo.ppo.networks import Critic, Networks, trained_networks
 from mpo.ppo.prompts import EncodedPrompt
 from mpo.ppo.rollouts import Rollouts, form_micro_batches, measure_tokens
 from mpo.ppo.state import PPOTraining, episode_counts
+from mpo.ppo.train import load_networks
+from mpo.reporter import StageInput, StageTask
 from mpo.responses import pad_responses, response_logprobs
 from mpo.reward_model.score import score_responses
 from mpo.tokenization import Terminators, load_tokenizer
+from mpo.training_config import LoRAConfig
 
 ADAM_EPSILON = 1e-8
 PHASES = {"rollout": "rollout_seconds", "measure": "scoring_seconds", "update": "update_seconds"}
@@ -49,8 +50,10 @@ def load_training(chosen: argparse.Namespace, prompts: Prompts) -> PPOTraining:
         missing_eos_penalty=0.0,
         max_grad_norm=1e9,
         critic=chosen.critic,
+        lora=LoRAConfig() if chosen.adapters else None,
+        precision="fp32",
     )
-    networks = load_networks(chosen)
+    networks = networks_of(chosen, config)
     trained = trained_networks(networks, config.learning_rate)
     for network in trained:
         network.optimizer.param_groups[0]["eps"] = ADAM_EPSILON
@@ -68,22 +71,14 @@ def load_training(chosen: argparse.Namespace, prompts: Prompts) -> PPOTraining:
     )
 
 
-def load_networks(chosen: argparse.Namespace) -> Networks:
-    """Policy and reference of one folder, reward model and critic of another."""
-    policy, reference = (_ready(load_policy(chosen.model)) for _ in range(2))
-    reward_model = _ready(load_reward_model(chosen.reward)).requires_grad_(False)
-    critic: Critic | ValueHead
-    if chosen.critic == "shared_trunk":
-        critic = ValueHead(policy.config.get_text_config().hidden_size).to(policy.device)
-    else:
-        critic = Critic(_ready(load_reward_model(chosen.reward)), 0.0)
-    return Networks(policy, reference, critic, reward_model)
-
-
-def _ready(model: PreTrainedModel) -> PreTrainedModel:
-    to_training_device(model).eval()
-    pack_where_exact(model, say_nothing)
-    return model
+def networks_of(chosen: argparse.Namespace, config: PPOStage) -> Networks:
+    """Policy and reference of one folder, reward model and critic of another, as the stage loads them."""
+    folders = {"policy": chosen.model, "reference": chosen.model, "reward_model": chosen.reward}
+    inputs = {role: (StageInput(role, folder),) for role, folder in folders.items()}
+    networks = load_networks(StageTask(config, inputs, Path(), chosen.seed), config)
+    for network in networks.whole():
+        pack_where_exact(network, say_nothing)
+    return networks
 
 
 def train(training: PPOTraining, prompts: Prompts) -> dict[str, Any]:

@@ -191,6 +191,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--reference", type=Path, help="dpo: by default the policy as it starts")
     parser.add_argument("--reward", type=Path, help="ppo: reward and initial value model")
     parser.add_argument("--critic", choices=["separate", "shared_trunk"], default="separate")
+    parser.add_argument("--adapters", action="store_true", help="ppo: LoRA in place of whole weights")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--held-out", type=int, default=64)
