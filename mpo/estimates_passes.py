@@ -26,6 +26,9 @@ REWARD_TOKENS_AT_ONCE = 2**13
 TRL_ROWS_AT_ONCE = 32
 """As `mpo/trl_engine.py: MICRO_BATCH_ROWS`."""
 
+QUERIES_A_BLOCK, MEAN_KEYS = 96, 256
+"""As `mpo/blocked_attention.py: QUERIES, MEAN_KEYS`."""
+
 LOGITS_TRAINED = 3
 """Copies of the logits at the peak of a backward pass: log-softmax, the gradient of it, and theirs."""
 
@@ -39,7 +42,8 @@ class Pass:
 
     tokens: of all rows, padding included. read: places where the last layer is needed. repeated: tokens whose
     keys and values are copied for a second response. logits: places that the head is run at. masked: numbers
-    of the masks a layer, of responses that see another's prompt.
+    of the masks a layer, of responses that see another's prompt. seen: keys of each query's
+    block, summed over the queries of packed rows.
     """
 
     tokens: float
@@ -47,6 +51,11 @@ class Pass:
     repeated: float = 0.0
     logits: float = 0.0
     masked: float = 0.0
+    seen: float = 0.0
+
+    def attends_by_blocks(self, device: Device) -> bool:
+        """As `mpo/blocked_attention.py: takes_blocks`, in fp32."""
+        return device == "cpu" and 0 < self.seen <= MEAN_KEYS * self.tokens
 
 
 def is_in_bf16(config: TrainingConfig, device: Device) -> bool:
@@ -64,8 +73,11 @@ def kept_numbers(a_pass: Pass, shape: ModelShape, config: TrainingConfig, device
     bf16 = is_in_bf16(config, device)
     halved = bf16 and shape.packs and getattr(config, "engine", "native") == "native"
     a_number = 0.5 if halved else 1.0
-    layer = tokens * (shape.kept_a_layer_in_bf16() if halved else shape.kept_a_layer())
-    layer += a_number * (2 * shape.attended * a_pass.repeated + a_pass.masked)
+    if not bf16 and a_pass.attends_by_blocks(device):
+        layer = tokens * shape.kept_a_layer_by_blocks() + shape.heads * a_pass.seen
+    else:
+        layer = tokens * (shape.kept_a_layer_in_bf16() if halved else shape.kept_a_layer())
+        layer += a_number * (2 * shape.attended * a_pass.repeated + a_pass.masked)
     if config.lora is not None:
         layer += tokens * config.lora.rank * len(shape.adapted(config.lora)) / shape.layers
     last = layer - a_number * (4 * shape.inner + shape.width) * apart
@@ -104,13 +116,21 @@ def _packed(config: TrainingConfig, shape: ModelShape, longest: Longest, device:
     tokens = max(min(config.batch_pairs * a_row, float(at_once)), float(largest))
     rows = tokens / max(1.0, a_row)
     responses = rows * (a_row - long.prompt)
+    seen = rows * seen_keys(long.prompt + long.chosen)
     if single:
-        return Pass(tokens, responses, logits=responses)
+        return Pass(tokens, responses, logits=responses, seen=seen)
+    seen += rows * seen_keys(long.rejected, long.prompt)
     again = rows * (long.prompt + long.rejected)
     masked = rows * long.rejected * (long.prompt + long.rejected)
     if isinstance(config, RewardModelStage):
-        return Pass(tokens, 2 * rows, again, masked=masked)
-    return Pass(tokens, responses, again, responses, masked)
+        return Pass(tokens, 2 * rows, again, masked=masked, seen=seen)
+    return Pass(tokens, responses, again, responses, masked, seen)
+
+
+def seen_keys(queries: float, prompt: float = 0.0) -> float:
+    """Keys that the blocks of a sequence's queries see, summed over these. prompt: tokens that all see."""
+    blocks = max(1, round(queries / QUERIES_A_BLOCK))
+    return queries * (prompt + (queries + queries / blocks) / 2)
 
 
 def _padded(config: TrainingConfig, shape: ModelShape, longest: Longest, most: int) -> Pass:
@@ -139,7 +159,8 @@ def _ppo_pass(config: PPOStage, shape: ModelShape, longest: Longest) -> Pass:
     responses = float(rows * longest.response)
     a_row = longest.long.prompt + longest.response if shape.packs else longest.row
     tokens = float(rows * a_row)
-    return Pass(tokens, responses if shape.packs else tokens, logits=responses)
+    seen = rows * seen_keys(a_row) if shape.packs else 0.0
+    return Pass(tokens, responses if shape.packs else tokens, logits=responses, seen=seen)
 
 
 def trained_numbers(config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device) -> float:

@@ -27,7 +27,7 @@ class ModelShape:
 
     width: of the hidden state; inner: of a layer's feed-forward part; kv_width: of its keys, all heads
     together; query_width: of its queries, likewise (0: as the hidden state). packs: whether it reads packed
-    rows.
+    rows. heads: of queries.
     """
 
     parameters: int
@@ -39,6 +39,7 @@ class ModelShape:
     vocabulary: int
     query_width: int = 0
     packs: bool = True
+    heads: int = 1
 
     @property
     def attended(self) -> int:
@@ -62,6 +63,11 @@ class ModelShape:
         """Numbers of a token that a layer keeps for its backward pass: both norms and what they give, the
         query, key and value as attention reads them, what comes of it, and the four of the gated part."""
         return 5 * self.width + 4 * self.attended + 4 * self.inner
+
+    def kept_a_layer_by_blocks(self) -> int:
+        """The same, but for the weights, where `mpo/blocked_attention.py` attends: keys and values are kept
+        once, not once for each head of queries."""
+        return self.kept_a_layer() - 2 * (self.attended - self.kv_width)
 
     def kept_a_layer_in_bf16(self) -> float:
         """The same where autocast computes in bf16, in numbers of fp32: half, but for what the norms keep."""
@@ -108,6 +114,7 @@ def _shape(settings: Mapping[str, Any], files: Sequence[Path]) -> ModelShape:
         vocabulary=int(settings["vocab_size"]),
         query_width=head * heads,
         packs=settings.get("model_type") in PACKED_FAMILIES,
+        heads=heads,
     )
 
 

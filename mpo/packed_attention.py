@@ -9,6 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from mpo.blocked_attention import blocked_attention, blocks_of, takes_blocks
 from mpo.packed_rows import PackedRow
 
 PACKED = "mpo_packed"
@@ -35,14 +36,16 @@ def packed_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     if unknown := [name for name in NOT_UNDERSTOOD if settings.get(name) is not None]:
         raise ValueError(f"its attention has {', '.join(unknown)}")
-    if (groups := query.shape[1] // key.shape[1]) > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     # Rotary positions leave fp32 where values are bf16: cast once here, not in each block and its repeats.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    scale, window = settings.get("scaling"), settings.get("sliding_window")
+    if takes_blocks(query, blocks := blocks_of(packed), window):
+        return blocked_attention(query, key, value, blocks, scale), None
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     sizes = [size for family in packed.blocks for size in family]
     # split, not slices: the gradient of a slice is a tensor of the whole row.
     queries, keys, values = (torch.split(tensor, sizes, dim=2) for tensor in (query, key, value))
-    scale, window = settings.get("scaling"), settings.get("sliding_window")
     found, block = [], 0
     for prompt, family in zip(packed.prompts, packed.blocks, strict=True):
         first = block

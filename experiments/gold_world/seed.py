@@ -3,7 +3,9 @@
 import io
 import json
 import sys
+import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -16,12 +18,15 @@ from examples.pairs import held_out_prompts, sample_pairs, write_pairs
 from experiments.gold_world.measure import Answers, measure
 from experiments.gold_world.settings import ARMS, Settings, job_spec
 from mpo.pipeline import RunRequest, run_plan
+from mpo.reporter import Reporter, StageTask
+from mpo.stages import run_stage
 
 BASE = Path(examples.__file__).parent / "tiny"
 PAIR_SEED, PROMPT_SEED = 1000, 9000
 """Apart from each other and from the seeds that the shipped examples were made with."""
 
-RESULT = "result.json"
+RESULT, SECONDS = "result.json", "seconds.json"
+"""Beside each other in a world's folder: its result, and what each stage of it took."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,36 @@ def run_seed(settings: Settings, seed: int, out: Path) -> SeedResult:
     console = cast(TextIO, _Prefixed(seed))
     facts = _make_pairs(settings, seed, out, console)
     request = RunRequest(
-        job_spec(settings, seed), out / "pairs.jsonl.gz", BASE, out / "run", accept_weak=True, console=console
+        job_spec(settings, seed),
+        out / "pairs.jsonl.gz",
+        BASE,
+        out / "run",
+        accept_weak=True,
+        console=console,
+        perform=partial(_timed, out / SECONDS),
     )
     if pause := run_plan(request):
         raise RuntimeError(pause)
     result = _result(settings, seed, out, float(facts["wrong_labels"]), console)
     (out / RESULT).write_text(json.dumps(asdict(result)) + "\n", encoding="utf-8")
     return result
+
+
+def _timed(file: Path, task: StageTask, reporter: Reporter) -> None:
+    """Runs a stage, and notes in the file what it took; what a stage that was stopped took is added to."""
+    began = time.monotonic()
+    try:
+        run_stage(task, reporter)
+    finally:
+        seconds = stage_seconds(file)
+        seconds[task.output.name] = seconds.get(task.output.name, 0.0) + time.monotonic() - began
+        file.write_text(json.dumps(seconds), encoding="utf-8")
+
+
+def stage_seconds(file: Path) -> dict[str, float]:
+    """Seconds by stage, as far as they are known."""
+    seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return seconds
 
 
 def _make_pairs(settings: Settings, seed: int, out: Path, console: TextIO) -> dict[str, float]:

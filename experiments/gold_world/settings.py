@@ -28,6 +28,8 @@ class Settings:
     max_new_tokens: int = 64
     max_prompt_tokens: int = 160
     max_response_tokens: int = 90
+    engine: str = "native"
+    """What trains reward models and DPO."""
 
 
 MEASURED = Settings(pairs=800, prompts=200, folds=3, reward_epochs=3, dpo_epochs=2, episodes=1024)
@@ -54,7 +56,7 @@ def job_spec(settings: Settings, seed: int) -> JobSpec:
 def _scoring(settings: Settings) -> list[dict[str, object]]:
     """Reward models, out-of-fold scores, split."""
     reward_model = {"kind": "reward_model", **_lengths(settings), "learning_rate": 1e-3, "batch_pairs": 16}
-    reward_model["epochs"] = settings.reward_epochs
+    reward_model |= {"epochs": settings.reward_epochs, "engine": settings.engine}
     numbers = range(1, settings.folds + 1)
     folds = [
         {
@@ -89,7 +91,7 @@ def _scoring(settings: Settings) -> list[dict[str, object]]:
 
 def _policies(settings: Settings) -> list[dict[str, object]]:
     dpo = {"kind": "dpo", **_lengths(settings), "learning_rate": 5e-4, "batch_pairs": 16}
-    dpo["epochs"] = settings.dpo_epochs
+    dpo |= {"epochs": settings.dpo_epochs, "engine": settings.engine}
     ppo = {
         "kind": "ppo",
         **_lengths(settings),

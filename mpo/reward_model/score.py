@@ -66,8 +66,9 @@ def read_scores(model: PreTrainedModel, states: Tensor) -> Tensor:
 
     In fp32 whatever the precision of the pass: rounded to bf16, gaps near 0 would be 0 or far from it.
     """
-    scores: Tensor = score_head(model)(states.float())
-    return scores.squeeze(-1)
+    head = score_head(model)
+    bias = None if head.bias is None else head.bias.float()
+    return torch.nn.functional.linear(states.float(), head.weight.float(), bias).squeeze(-1)
 
 
 def pair_scores(model: PreTrainedModel, pairs: Sequence[EncodedPair], pad_id: int) -> Tensor:

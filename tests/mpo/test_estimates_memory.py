@@ -10,17 +10,22 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mpo import blocked_attention
 from mpo.batches import GROUP_BATCHES, LOGITS_AT_ONCE
+from mpo.blocked_attention import blocks_of
 from mpo.config import DPOStage, PPOStage, RewardModelStage, ScoreStage, SFTStage
 from mpo.estimates_fit import nearest_fit
 from mpo.estimates_memory import stage_memory
 from mpo.estimates_passes import LOGITS_AT_ONCE as ASSUMED_LOGITS
 from mpo.estimates_passes import (
     LOGITS_TRAINED,
+    MEAN_KEYS,
     PACKED_TOKENS,
+    QUERIES_A_BLOCK,
     TRL_ROWS_AT_ONCE,
     Pass,
     kept_numbers,
+    seen_keys,
     training_pass,
 )
 from mpo.estimates_shape import ModelShape, read_shape
@@ -86,7 +91,8 @@ def test_what_is_kept_is_what_a_model_keeps(
     tokens, responses = FAMILIES * (PROMPT + CHOSEN + REJECTED), FAMILIES * (CHOSEN + REJECTED)
     again, masked = FAMILIES * (PROMPT + REJECTED), FAMILIES * REJECTED * (PROMPT + REJECTED)
     read = responses if stage == "dpo" else 2 * FAMILIES
-    expected = kept_numbers(Pass(tokens, read, again, masked=masked), shape, config)
+    seen = sum(block.queries * block.keys for block in blocks_of(row))
+    expected = kept_numbers(Pass(tokens, read, again, masked=masked, seen=seen), shape, config)
     if checkpointing:
         # A whole layer is held while it is computed again; from the start only the last one's numbers are.
         half = 0.5 if precision == "bf16" else 1.0
@@ -121,6 +127,22 @@ def test_bounds_are_those_of_the_engine() -> None:
     assert BATCHES_SORTED == GROUP_BATCHES
     assert TRL_ROWS_AT_ONCE == MICRO_BATCH_ROWS
     assert LOGITS_TRAINED == 3
+    assert (QUERIES_A_BLOCK, MEAN_KEYS) == (blocked_attention.QUERIES, blocked_attention.MEAN_KEYS)
+
+
+@pytest.mark.parametrize(("prompt", "chosen", "rejected"), [(40, 20, 12), (300, 90, 200), (96, 192, 500)])
+def test_keys_that_queries_see_are_those_of_the_blocks(prompt: int, chosen: int, rejected: int) -> None:
+    row = PackedRow.of([Family([5] * prompt, [[6] * chosen, [7] * rejected])])
+    seen = seen_keys(prompt + chosen) + seen_keys(rejected, prompt)
+    # Blocks are whole tokens long.
+    assert seen == pytest.approx(sum(block.queries * block.keys for block in blocks_of(row)), rel=1e-3)
+
+
+def test_attention_keeps_its_weights_only_where_they_are_few() -> None:
+    short, long = (training_pass(DPOStage(batch_pairs=1), SHAPE, Longest(n, n), "cpu") for n in (100, 2_000))
+    assert short.attends_by_blocks("cpu")
+    assert not short.attends_by_blocks("cuda")
+    assert not long.attends_by_blocks("cpu")
 
 
 def test_a_pass_holds_what_passes_of_packed_rows_hold() -> None:

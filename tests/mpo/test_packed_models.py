@@ -128,6 +128,7 @@ def test_a_model_that_reads_them_otherwise_is_found_out(
 ) -> None:
     model, said = model_of(EXACT["llama"]), list[str]()
     before = model(torch.tensor([[3, 4, 5]])).logits
+    monkeypatch.setattr("mpo.packed_attention.takes_blocks", lambda *_: False)
     monkeypatch.setattr("mpo.packed_attention._causal", fault)
     pack_where_exact(model, said.append)
     assert not reads_packed_rows(model)

@@ -297,7 +297,7 @@ def test_a_request_that_is_taken_back_leaves_the_batch(ask: Any, models: TinyMod
 
 def test_parts_come_before_the_reply_and_add_up_to_it(ask: Any, models: TinyModels) -> None:
     with connect() as redis:
-        asked = envelope(request_of(models, max_tokens=40, n=2, stream=True, logprobs=1), "a-reader")
+        asked = envelope(request_of(models, max_tokens=40, n=24, stream=True, logprobs=1), "a-reader")
         redis.xadd(REQUESTS, {"body": asked.model_dump_json()})
         read: list[Any] = []
         after: Any = "0"
@@ -313,7 +313,7 @@ def test_parts_come_before_the_reply_and_add_up_to_it(ask: Any, models: TinyMode
             assert len(part.tokens or []) == len(part.token_logprobs or [])
     whole = [sample for result in read[-1].results for sample in result.samples]
     assert len(read) > 2
-    assert set(told) == set(range(6))
+    assert set(told) >= {index for index, sample in enumerate(whole) if len(sample.token_ids) > 20}
     assert all(whole[index].text.startswith(text) for index, text in told.items())
 
 
