@@ -36,6 +36,7 @@ PARTS = {
     "padded batches, each prompt with either response": "packed rows",
     "each prompt with either response, in packed rows": "prompts once a pair",
     "the last layer's feed-forward part at every token": "last layer where it is read",
+    "torch's attention, response by response": "attention by blocks",
     "the model's own root-mean-square norm": "norm in fewer passes",
     "AdamW weight by weight": "fused AdamW",
     "freed memory given back to the system": "freed memory kept",
@@ -62,6 +63,9 @@ def without(part: str | None, model: PreTrainedModel) -> Iterator[None]:
         if part == "last layer where it is read":
             everywhere = mock.patch("mpo.packed_models.last_layer_at", return_value=nullcontext())
             stack.enter_context(everywhere)
+        if part == "attention by blocks":
+            never = mock.patch("mpo.packed_attention.takes_blocks", return_value=False)
+            stack.enter_context(never)
         if part == "norm in fewer passes":
             for layer in model.modules():
                 if "forward" in vars(layer):

@@ -1,8 +1,8 @@
 """Causal attention of a packed row on a CPU, by matrix products over blocks of queries.
 
 torch's kernel for CPUs takes a few queries a product, and sequences of pairs are some hundred tokens long.
-Here the queries of a block, those of all heads that share keys, are one product with the keys up to the last of
-them. The attention's weights are kept for the backward pass, so that no exponential is computed twice; where
+Here the queries of a block, those of all heads that share keys, are one product with the keys up to the last
+of them. The attention's weights are kept for the backward pass, so that no exponential is computed twice; where
 that would be much memory, this is not used.
 """
 
