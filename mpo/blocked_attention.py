@@ -2,8 +2,8 @@
 
 torch's kernel for CPUs takes a few queries a product, and sequences of pairs are some hundred tokens long.
 Here the queries of a block, those of all heads that share keys, are one product with the keys up to the last
-of them. The attention's weights are kept for the backward pass, so that no exponential is computed twice; where
-that would be much memory, this is not used.
+of them. The attention's weights are kept for the backward pass, so that no exponential is computed twice, as
+long as they are little memory.
 """
 
 from collections.abc import Iterator, Sequence
