@@ -93,9 +93,11 @@ def train(training: PPOTraining, prompts: Prompts) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     episodes, sampled = len(prompts.token_ids), len(prompts.token_ids) * RESPONSE_TOKENS
     networks, epochs = training.networks, training.config.epochs
-    policy = sum(weight.numel() for weight in networks.policy.parameters())
-    embedding: Any = networks.policy.get_input_embeddings().weight
-    value = sum(weight.numel() for weight in networks.reward_model.parameters()) - embedding.numel()
+    whole = networks.whole()[0]
+    policy = sum(weight.numel() for name, weight in whole.named_parameters() if ".lora_" not in name)
+    embedding: Any = whole.get_input_embeddings().weight
+    value = sum(weight.numel() for _, weight in networks.reward_model.named_parameters())
+    value -= embedding.numel()
     useful = sum(map(len, prompts.token_ids)) + sampled
     work = useful * (2 * policy + 2 * policy + 4 * value + epochs * 6 * (policy + value))
     ends = {"first": history[0], "last": history[-1]}
