@@ -67,8 +67,8 @@ def read_scores(model: PreTrainedModel, states: Tensor) -> Tensor:
     In fp32 whatever the precision of the pass: rounded to bf16, gaps near 0 would be 0 or far from it.
     """
     head = score_head(model)
-    bias = None if head.bias is None else head.bias.float()
-    return torch.nn.functional.linear(states.float(), head.weight.float(), bias).squeeze(-1)
+    scores: Tensor = head(states.to(head.weight.dtype))  # the weights of a model that is trained are fp32
+    return scores.squeeze(-1).float()
 
 
 def pair_scores(model: PreTrainedModel, pairs: Sequence[EncodedPair], pad_id: int) -> Tensor:
