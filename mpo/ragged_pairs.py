@@ -163,8 +163,9 @@ class RaggedPairs(Sequence[EncodedPair]):
         )
 
     @cached_property
-    def _ids(self) -> pa.ChunkedArray:
-        return self._column("id")
+    def _ids(self) -> pa.Array:
+        # In one piece: to look one up among many pieces takes as long as there are pieces.
+        return self._column("id").combine_chunks()
 
     @cached_property
     def _flags(self) -> dict[str, Flags]:
