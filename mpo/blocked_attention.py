@@ -140,15 +140,19 @@ class BlockedAttention(torch.autograd.Function):
 
 def _weights(query: Tensor, blocks: Sequence[Block]) -> list[Tensor]:
     """Room for what every block's queries give to its keys, in one piece: (heads · queries · keys,) each."""
-    sizes = [query.shape[1] * block.queries * block.keys for block in blocks]
+    sizes = _sizes(query, blocks)
     return list(torch.split(query.new_empty(sum(sizes)), sizes))
 
 
 def _one_by_one(query: Tensor, blocks: Sequence[Block]) -> list[Tensor]:
     """The same, each in the place of the one before."""
-    sizes = [query.shape[1] * block.queries * block.keys for block in blocks]
+    sizes = _sizes(query, blocks)
     place = query.new_empty(max(sizes))
     return [place[:size] for size in sizes]
+
+
+def _sizes(query: Tensor, blocks: Sequence[Block]) -> list[int]:
+    return [query.shape[1] * block.queries * block.keys for block in blocks]
 
 
 def _grouped(by_head: Tensor, block: Block, key_heads: int) -> Tensor:

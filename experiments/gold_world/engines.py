@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 
 from bench.load_page import Conditions, spread, write_page_section
-from experiments.gold_world.findings import LABELS, gold, interval
+from experiments.gold_world.findings import LABELS, gold, interval, with_interval
 from experiments.gold_world.seed import SECONDS, SeedResult, run_seed, stage_seconds
 from experiments.gold_world.settings import ARMS, MEASURED, SMALL, Settings
 
@@ -51,13 +50,8 @@ def gold_rows(results: Results) -> list[list[str]]:
         apart = [a - b for a, b in zip(ours, theirs, strict=True)]
         low, high = interval(apart)
         says = "no difference shown" if low <= 0 <= high else "DIFFERENT"
-        rows.append([LABELS[arm], *map(_with_interval, (ours, theirs, apart)), says])
+        rows.append([LABELS[arm], *map(with_interval, (ours, theirs, apart)), says])
     return rows
-
-
-def _with_interval(values: Sequence[float]) -> str:
-    low, high = interval(values)
-    return f"{mean(values):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def second_rows(seconds: Mapping[str, Sequence[Mapping[str, float]]]) -> list[list[str]]:

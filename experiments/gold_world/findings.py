@@ -102,7 +102,7 @@ def _arms(results: Sequence[SeedResult]) -> list[str]:
         golds, kls = [gold(r, arm) for r in results], [r.arms[arm].kl for r in results]
         tokens, ended = mean(r.arms[arm].tokens for r in results), mean(r.arms[arm].ended for r in results)
         lines.append(
-            f"| {LABELS[arm]} | {_with_interval(golds)} | {mean(kls):.2f} | {tokens:.0f} | {ended:.2f} |"
+            f"| {LABELS[arm]} | {with_interval(golds)} | {mean(kls):.2f} | {tokens:.0f} | {ended:.2f} |"
         )
     return lines
 
@@ -111,7 +111,7 @@ def _differences(results: Sequence[SeedResult]) -> list[str]:
     lines = ["| difference of gold rewards | mean [95 %] | says |", "| --- | --- | --- |"]
     for better, worse in CONTRASTS:
         values = [gold(r, better) - gold(r, worse) for r in results]
-        lines.append(f"| {LABELS[better]} − {LABELS[worse]} | {_with_interval(values)} | {_says(values)} |")
+        lines.append(f"| {LABELS[better]} − {LABELS[worse]} | {with_interval(values)} | {_says(values)} |")
     return lines
 
 
@@ -121,12 +121,13 @@ def _ppo(results: Sequence[SeedResult], settings: Settings) -> list[str]:
     under = "under" if highest <= settings.max_kl else "OVER"
     return [
         f"PPO's reward (the reward model's, last quarter of its iterations less the first) rose by "
-        f"{_with_interval(rises)}: {_says(rises)}. Its KL to the DPO model was {highest:.2f} nats a response "
+        f"{with_interval(rises)}: {_says(rises)}. Its KL to the DPO model was {highest:.2f} nats a response "
         f"at most, {under} `max_kl` {settings.max_kl:g}.",
     ]
 
 
-def _with_interval(values: Sequence[float]) -> str:
+def with_interval(values: Sequence[float]) -> str:
+    """A mean over seeds with its interval."""
     low, high = interval(values)
     return f"{mean(values):.2f} [{low:.2f}, {high:.2f}]"
 
