@@ -89,6 +89,8 @@ class Training:
         # Once: every step asks for them, and to walk through a model's modules takes longer than it seems.
         self._trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.in_shards = is_sharded(list(self._trained.values()))
+        # Batches of one pass over the rows: to order a hundred thousand anew would be a fifth of a small step.
+        self._ordered, self._batches = -1, list[list[int]]()
         self.optimizer = torch.optim.AdamW(
             self._trained.values(), lr=self.config.learning_rate, weight_decay=0.0, fused=True
         )
@@ -111,10 +113,14 @@ class Training:
 
     def next_rows(self) -> list[int]:
         """The rows of the next step."""
-        lengths, batch = self.objective.lengths, self.config.batch_pairs
-        number, step = divmod(self.steps_done, -(-len(lengths) // batch))
+        number, step = divmod(self.steps_done, -(-len(self.objective.lengths) // self.config.batch_pairs))
+        if number != self._ordered:
+            self._ordered, self._batches = number, self._batches_of(number)
+        return self._batches[step]
+
+    def _batches_of(self, number: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(row_seed(self.seed, number))
-        return length_grouped_batches(lengths, batch, generator)[step]
+        return length_grouped_batches(self.objective.lengths, self.config.batch_pairs, generator)
 
     def outcome(self) -> TrainingOutcome:
         """What the training came to so far."""
