@@ -89,7 +89,7 @@ class Training:
         # Once: every step asks for them, and to walk through a model's modules takes longer than it seems.
         self._trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.in_shards = is_sharded(list(self._trained.values()))
-        # Batches of one pass over the rows: to order a hundred thousand anew would be a fifth of a small step.
+        # Of one pass over the rows: to put a hundred thousand in order anew takes a fifth of a small step.
         self._ordered, self._batches = -1, list[list[int]]()
         self.optimizer = torch.optim.AdamW(
             self._trained.values(), lr=self.config.learning_rate, weight_decay=0.0, fused=True
