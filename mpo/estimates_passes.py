@@ -43,7 +43,7 @@ class Pass:
     tokens: of all rows, padding included. read: places where the last layer is needed. repeated: tokens whose
     keys and values are copied for a second response. logits: places that the head is run at. masked: numbers
     of the masks a layer, of responses that see another's prompt. seen: keys of each query's
-    block, summed over the queries of packed rows.
+    block, summed over the queries of packed rows; seen_at_end: over those of the last layer.
     """
 
     tokens: float
@@ -52,6 +52,7 @@ class Pass:
     logits: float = 0.0
     masked: float = 0.0
     seen: float = 0.0
+    seen_at_end: float = 0.0
 
     def attends_by_blocks(self, device: Device) -> bool:
         """As `mpo/blocked_attention.py: takes_blocks`, in fp32."""
@@ -81,6 +82,11 @@ def kept_numbers(a_pass: Pass, shape: ModelShape, config: TrainingConfig, device
     if config.lora is not None:
         layer += tokens * config.lora.rank * len(shape.adapted(config.lora)) / shape.layers
     last = layer - a_number * (4 * shape.inner + shape.width) * apart
+    if apart and device == "cpu":
+        # Queries and what comes of them are of the places that are read, whose states are put together.
+        last -= a_number * (2 * shape.attended * apart - shape.width * a_pass.read)
+        if not bf16 and a_pass.attends_by_blocks(device):
+            last -= shape.heads * (a_pass.seen - a_pass.seen_at_end)
     if bf16:
         layer, last = layer + shape.cast_a_layer(), last + shape.cast_a_layer()
     ends = tokens * shape.width
@@ -117,14 +123,17 @@ def _packed(config: TrainingConfig, shape: ModelShape, longest: Longest, device:
     rows = tokens / max(1.0, a_row)
     responses = rows * (a_row - long.prompt)
     seen = rows * seen_keys(long.prompt + long.chosen)
+    at_end = rows * seen_keys(long.chosen, long.prompt)
     if single:
-        return Pass(tokens, responses, logits=responses, seen=seen)
-    seen += rows * seen_keys(long.rejected, long.prompt)
+        return Pass(tokens, responses, logits=responses, seen=seen, seen_at_end=at_end)
+    of_second = rows * seen_keys(long.rejected, long.prompt)
+    seen += of_second
     again = rows * (long.prompt + long.rejected)
     masked = rows * long.rejected * (long.prompt + long.rejected)
     if isinstance(config, RewardModelStage):
-        return Pass(tokens, 2 * rows, again, masked=masked, seen=seen)
-    return Pass(tokens, responses, again, responses, masked, seen)
+        at_end = rows * (2 * long.prompt + long.chosen + long.rejected)
+        return Pass(tokens, 2 * rows, again, masked=masked, seen=seen, seen_at_end=at_end)
+    return Pass(tokens, responses, again, responses, masked, seen, at_end + of_second)
 
 
 def seen_keys(queries: float, prompt: float = 0.0) -> float:
@@ -159,8 +168,10 @@ def _ppo_pass(config: PPOStage, shape: ModelShape, longest: Longest) -> Pass:
     responses = float(rows * longest.response)
     a_row = longest.long.prompt + longest.response if shape.packs else longest.row
     tokens = float(rows * a_row)
-    seen = rows * seen_keys(a_row) if shape.packs else 0.0
-    return Pass(tokens, responses if shape.packs else tokens, logits=responses, seen=seen)
+    if not shape.packs:
+        return Pass(tokens, tokens, logits=responses)
+    at_end = rows * seen_keys(longest.response, longest.long.prompt)
+    return Pass(tokens, responses, logits=responses, seen=rows * seen_keys(a_row), seen_at_end=at_end)
 
 
 def trained_numbers(config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device) -> float:

@@ -1,7 +1,7 @@
-"""The last layer's feed-forward part, run only where somebody reads what comes of it."""
+"""The last layer, run only where somebody reads what comes of it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -9,21 +9,35 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mpo.adapted_models import AdaptedModel
+from mpo.rotary_attention import attends_from_some, queries_at
 
 
 @contextmanager
 def last_layer_at(model: PreTrainedModel | AdaptedModel, places: Tensor) -> Iterator[None]:
     """Within it, a pass over one row gives final hidden states at these places, and anything elsewhere.
 
-    Nothing after the last layer's attention mixes positions. Of a pair's tokens a reward model reads two, and
-    DPO those before the responses' tokens: the largest matrices of that layer need not see the others. Where
-    a model has no such part by its usual name, all of it runs.
+    Nothing after the last layer's attention mixes positions, and its queries are read where its result is. Of
+    a pair's tokens a reward model reads two, and DPO those before the responses' tokens: the largest matrices
+    of that layer need not see the others. Where a model has no such part by its usual name, all of it runs.
     """
-    part = _feed_forward(model.base.model if isinstance(model, AdaptedModel) else model)
-    if part is None:
+    layers = decoder_layers(model.base.model if isinstance(model, AdaptedModel) else model)
+    if layers is None:
         yield
         return
-    kept, tokens = torch.unique(places), list[int]()
+    kept = torch.unique(places)
+    with ExitStack() as stack:
+        attention, part = (getattr(layers[-1], name, None) for name in ("self_attn", "mlp"))
+        # Elsewhere there is no attention from some tokens alone, and to name them would wait for the device.
+        if isinstance(attention, nn.Module) and attends_from_some(attention) and kept.device.type == "cpu":
+            stack.enter_context(queries_at(attention, kept))
+        if isinstance(part, nn.Module):
+            stack.enter_context(_run_at(part, kept))
+        yield
+
+
+@contextmanager
+def _run_at(part: nn.Module, kept: Tensor) -> Iterator[None]:
+    tokens = list[int]()
 
     def narrow(_part: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         tokens.append(inputs[0].shape[1])
@@ -47,9 +61,3 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
         if isinstance(layers, nn.ModuleList) and layers:
             return layers
     return None
-
-
-def _feed_forward(model: PreTrainedModel) -> nn.Module | None:
-    layers = decoder_layers(model)
-    part = None if layers is None else getattr(layers[-1], "mlp", None)
-    return part if isinstance(part, nn.Module) else None

@@ -1,5 +1,6 @@
 """Attention over packed rows: every response sees its own prompt and itself, and nothing else."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from mpo.blocked_attention import blocked_attention, blocks_of, takes_blocks
-from mpo.packed_rows import PackedRow
+from mpo.blocked_attention import blocked_attention, takes_blocks
+from mpo.packed_rows import PackedRow, Span
 
 PACKED = "mpo_packed"
 """What transformers knows this attention by; of rows that are not packed it is its own `sdpa`."""
@@ -26,11 +27,13 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packed: PackedRow | None = None,
+    queries: Sequence[Span] | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface. query: (1, heads, T, width); key, value: (1, key heads, T, width).
+    """transformers' attention interface. query: (1, heads, n, width); key, value: (1, key heads, T, width).
 
-    Gives (1, T, heads, width). Raises ValueError where the layer asks for what is not understood here.
+    Gives (1, n, heads, width). queries: which tokens of the row the n are; None = all of them. Raises
+    ValueError where the layer asks for what is not understood here.
     """
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
@@ -38,25 +41,40 @@ def packed_attention(
         raise ValueError(f"its attention has {', '.join(unknown)}")
     # Rotary positions leave fp32 where values are bf16: cast once here, not in each block and its repeats.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    spans = packed.spans if queries is None else queries
     scale, window = settings.get("scaling"), settings.get("sliding_window")
-    if takes_blocks(query, blocks := blocks_of(packed), window):
-        return blocked_attention(query, key, value, blocks, scale), None
+    if takes_blocks(key, spans, window):
+        return blocked_attention(query, key, value, spans, scale), None
+    return _span_by_span(query, key, value, packed, spans, scale, window), None
+
+
+def _span_by_span(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row: PackedRow,
+    spans: Sequence[Span],
+    scale: float | None,
+    window: int | None,
+) -> Tensor:
+    """The same by torch's attention: (1, n, heads, width)."""
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    sizes = [size for family in packed.blocks for size in family]
     # split, not slices: the gradient of a slice is a tensor of the whole row.
-    queries, keys, values = (torch.split(tensor, sizes, dim=2) for tensor in (query, key, value))
-    found, block = [], 0
-    for prompt, family in zip(packed.prompts, packed.blocks, strict=True):
-        first = block
-        for block in range(first, first + len(family)):
-            k, v = keys[block], values[block]
-            if block > first:
-                k = torch.cat((keys[first][:, :, :prompt], k), dim=2)
-                v = torch.cat((values[first][:, :, :prompt], v), dim=2)
-            found.append(_causal(queries[block], k, v, scale, window).transpose(1, 2))
-        block += 1
-    return torch.cat(found, dim=1), None
+    sizes, starts = [span.queries for span in row.spans], [span.first for span in row.spans]
+    keys, values = (dict(zip(starts, torch.split(each, sizes, dim=2), strict=True)) for each in (key, value))
+    found = []
+    for span, asked in zip(spans, torch.split(query, [span.queries for span in spans], dim=2), strict=True):
+        k, v = (_first(each[span.first], span.stop - span.first) for each in (keys, values))
+        if prompt := span.seen_of_prompt:
+            k = torch.cat((_first(keys[span.prompt.start], prompt), k), dim=2)
+            v = torch.cat((_first(values[span.prompt.start], prompt), v), dim=2)
+        found.append(_causal(asked, k, v, scale, window).transpose(1, 2))
+    return torch.cat(found, dim=1)
+
+
+def _first(by_head: Tensor, tokens: int) -> Tensor:
+    return by_head if tokens == by_head.shape[2] else by_head[:, :, :tokens]
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:

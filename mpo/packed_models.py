@@ -13,7 +13,7 @@ from mpo.last_layer import last_layer_at
 from mpo.packed_attention import PACKED
 from mpo.packed_rows import Family, PackedRow
 from mpo.precision import autocast_of, in_fp32
-from mpo.rms_norm import equal_layers, replace_forward, restore_forward
+from mpo.replaced_layers import replace_where_equal, restore
 from mpo.rounding import share_apart, tolerance_of
 
 PROBES = [(5, (4, 1)), (3, (2, 6, 3)), (1, (5,))]
@@ -74,25 +74,27 @@ def _why_not(model: PreTrainedModel) -> str | None:
     families = _families(model.config.get_text_config().vocab_size)
     expected = _read_plainly(model, families)
     model.set_attn_implementation(PACKED)
-    norms = equal_layers(model)
-    for layer in norms:
-        replace_forward(layer)
+    replaced = replace_where_equal(model)
+    reason = _what_differs(model, families, expected)
+    if reason is not None and replaced:
+        restore(replaced)
+        reason = _what_differs(model, families, expected)
+    if reason is not None:
+        model.set_attn_implementation(usual)
+    return reason
+
+
+def _what_differs(model: PreTrainedModel, families: list[Family], expected: "Seen") -> str | None:
     try:
         found = _read_packed(model, families)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        reason: str | None = f"the model does not read them together ({error})"
-    else:
-        apart = max(share_apart(a, b) for a, b in zip(found, expected, strict=True))
-        reason = (
-            None
-            if apart <= tolerance_of(model.dtype)
-            else f"read together, the model's numbers differ by {apart:.1g}"
-        )
-    if reason is not None:
-        model.set_attn_implementation(usual)
-        for layer in norms:
-            restore_forward(layer)
-    return reason
+        return f"the model does not read them together ({error})"
+    apart = max(share_apart(a, b) for a, b in zip(found, expected, strict=True))
+    return (
+        None
+        if apart <= tolerance_of(model.dtype)
+        else f"read together, the model's numbers differ by {apart:.1g}"
+    )
 
 
 def _families(vocabulary: int) -> list[Family]:

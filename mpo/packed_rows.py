@@ -4,8 +4,10 @@ Gou & Nguyen's method trains on pairs, whose two responses share a prompt. Laid 
 `prompt | chosen | rejected | next prompt | …`, no token is computed twice and none is padding.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
@@ -28,6 +30,45 @@ class Family(NamedTuple):
     def tokens(self) -> int:
         """Of the prompt and of all responses."""
         return len(self.prompt) + sum(map(len, self.responses))
+
+
+class Span(NamedTuple):
+    """Tokens of one sequence from `start` to `stop`, as queries: they see `prompt`, where it stands apart
+    from them, and from `first` on each up to itself."""
+
+    start: int
+    stop: int
+    prompt: slice
+    first: int
+
+    @property
+    def queries(self) -> int:
+        """How many there are."""
+        return self.stop - self.start
+
+    @property
+    def keys(self) -> int:
+        """That the last of the queries sees."""
+        return self.seen_of_prompt + self.stop - self.first
+
+    @property
+    def seen_of_prompt(self) -> int:
+        """Tokens of the prompt, where it stands apart from the queries."""
+        tokens: int = self.prompt.stop - self.prompt.start
+        return tokens
+
+
+def narrowed(spans: Sequence[Span], places: Sequence[int]) -> list[Span]:
+    """Of each span the shortest that holds all of the places that lie in it; those without one are left out.
+
+    places: ascending.
+    """
+    found = []
+    for span in spans:
+        here = places[bisect_left(places, span.start) : bisect_left(places, span.stop)]
+        if here:
+            found.append(span._replace(start=here[0], stop=here[-1] + 1))
+    return found
 
 
 @dataclass(frozen=True)
@@ -85,6 +126,18 @@ class PackedRow:
             on_device(owners),
             on_device(ends),
         )
+
+    @cached_property
+    def spans(self) -> Sequence[Span]:
+        """The row in its order: each prompt with its first response, and each further one, if not empty."""
+        found, start = list[Span](), 0
+        for prompt, family in zip(self.prompts, self.blocks, strict=True):
+            seen, shared = slice(start, start), slice(start, start + prompt)
+            for size in family:
+                if size:
+                    found.append(Span(start, start + size, seen, start))
+                start, seen = start + size, shared
+        return found
 
     def inputs(self) -> dict[str, Any]:
         """What a model's forward takes. transformers puts no mask of its own in place of one of four

@@ -1,6 +1,6 @@
 """Root-mean-square normalisation in fewer passes over memory than autograd makes of its formula."""
 
-from types import MethodType
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,28 +43,17 @@ def _result_type(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def equal_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model that compute just this, to rounding.
+def forward_of(layer: nn.Module) -> Callable[..., Any] | None:
+    """The forward that computes the same as a layer's own, to rounding; None where there is none.
 
-    Which do is seen by trying: families of models name their layers as they like, and some add 1 to the
-    weight.
+    Which layers compute just this is seen by trying: families of models name their layers as they like, and
+    some add 1 to the weight.
     """
-    return [layer for layer in model.modules() if _computes_this(layer)]
+    return _forward if _computes_this(layer) else None
 
 
-def replace_forward(layer: nn.Module) -> None:
-    """Has one of them compute it so from here on."""
-    # Bound, so that a copy of the layer computes with its own weight.
-    layer.forward = MethodType(_forward, layer)
-
-
-def _forward(layer: nn.Module, x: Tensor) -> Any:
+def _forward(layer: Any, x: Tensor) -> Any:
     return RMSNormFunction.apply(x, layer.weight, layer.variance_epsilon)
-
-
-def restore_forward(layer: nn.Module) -> None:
-    """Has it compute as its class says."""
-    del layer.forward
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from mpo.estimates_shape import ModelShape, read_shape
 from mpo.estimates_work import BATCHES_SORTED, Longest, RowTokens
 from mpo.logprobs import token_logprobs
 from mpo.packed_models import pack_where_exact, packed_logits, packed_states
-from mpo.packed_rows import TOKENS_AT_ONCE, Family, PackedRow
+from mpo.packed_rows import TOKENS_AT_ONCE, Family, PackedRow, narrowed
 from mpo.plan import PlannedStage
 from mpo.precision import set_precision
 from mpo.recomputation import recompute_layers
@@ -91,12 +91,17 @@ def test_what_is_kept_is_what_a_model_keeps(
     tokens, responses = FAMILIES * (PROMPT + CHOSEN + REJECTED), FAMILIES * (CHOSEN + REJECTED)
     again, masked = FAMILIES * (PROMPT + REJECTED), FAMILIES * REJECTED * (PROMPT + REJECTED)
     read = responses if stage == "dpo" else 2 * FAMILIES
-    seen = sum(block.queries * block.keys for block in blocks_of(row))
-    expected = kept_numbers(Pass(tokens, read, again, masked=masked, seen=seen), shape, config)
+    seen = sum(block.queries * block.keys for span in row.spans for block in blocks_of(span))
+    places = row.before if stage == "dpo" else row.ends
+    asked = narrowed(row.spans, sorted(places.tolist()))
+    at_end = sum(block.queries * block.keys for span in asked for block in blocks_of(span))
+    a_pass = Pass(tokens, read, again, masked=masked, seen=seen, seen_at_end=at_end)
+    expected = kept_numbers(a_pass, shape, config)
     if checkpointing:
         # A whole layer is held while it is computed again; from the start only the last one's numbers are.
-        half = 0.5 if precision == "bf16" else 1.0
-        expected -= half * (tokens - read) * (4 * shape.inner + shape.width)
+        plain = config.model_copy(update={"gradient_checkpointing": False})
+        everywhere = replace(a_pass, read=tokens, seen_at_end=seen)
+        expected -= kept_numbers(everywhere, shape, plain) - kept_numbers(a_pass, shape, plain)
     if stage == "dpo":
         expected += responses * shape.vocabulary
         if precision == "bf16":
@@ -135,7 +140,8 @@ def test_keys_that_queries_see_are_those_of_the_blocks(prompt: int, chosen: int,
     row = PackedRow.of([Family([5] * prompt, [[6] * chosen, [7] * rejected])])
     seen = seen_keys(prompt + chosen) + seen_keys(rejected, prompt)
     # Blocks are whole tokens long.
-    assert seen == pytest.approx(sum(block.queries * block.keys for block in blocks_of(row)), rel=1e-3)
+    blocks = [block for span in row.spans for block in blocks_of(span)]
+    assert seen == pytest.approx(sum(block.queries * block.keys for block in blocks), rel=1e-3)
 
 
 def test_attention_keeps_its_weights_only_where_they_are_few() -> None:

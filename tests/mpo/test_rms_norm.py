@@ -1,4 +1,3 @@
-import copy
 from typing import Any
 
 import pytest
@@ -7,8 +6,7 @@ from torch.testing import assert_close
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from mpo.rms_norm import RMSNormFunction, equal_layers, replace_forward, restore_forward
-from tests.mpo.tiny import tiny_llama
+from mpo.rms_norm import RMSNormFunction, forward_of
 
 
 def norm_of(kind: Any, width: int = 8) -> Any:
@@ -67,20 +65,8 @@ def test_a_frozen_weight_gets_no_gradient() -> None:
     assert weight.grad is None
 
 
-@pytest.mark.parametrize(("kind", "found"), [(LlamaRMSNorm, 1), (GemmaRMSNorm, 0), (torch.nn.LayerNorm, 0)])
-def test_only_layers_that_compute_just_this_are_found(kind: Any, found: int) -> None:
-    assert len(equal_layers(norm_of(kind))) == found
-
-
-def test_a_layer_is_put_back_as_it_was() -> None:
-    model = tiny_llama(20)
-    plain = copy.deepcopy(model)
-    layers = equal_layers(model)
-    assert len(layers) == 2 * model.config.num_hidden_layers + 1
-    for layer in layers:
-        replace_forward(layer)
-    ids = torch.tensor([[1, 2, 3]])
-    assert_close(model(ids).logits, plain(ids).logits, atol=1e-6, rtol=1e-5)
-    for layer in layers:
-        restore_forward(layer)
-    assert torch.equal(model(ids).logits, plain(ids).logits)
+@pytest.mark.parametrize(
+    ("kind", "found"), [(LlamaRMSNorm, True), (GemmaRMSNorm, False), (torch.nn.LayerNorm, False)]
+)
+def test_only_layers_that_compute_just_this_are_found(kind: Any, found: bool) -> None:
+    assert (forward_of(norm_of(kind)) is not None) is found

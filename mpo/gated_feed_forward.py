@@ -1,0 +1,58 @@
+"""A gated feed-forward part that computes its products' gradients where their factors lie."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpo.rounding import share_apart, tolerance_of
+
+PARTS = {"gate_proj", "up_proj", "down_proj"}
+PROBE_TOKENS = 3
+
+
+class GatedProduct(torch.autograd.Function):
+    """silu(gate) · up; Shazeer 2020 (arXiv 2002.05202), section 2. Backward it takes the place of what the
+    forward pass kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        """gate, up: of one shape."""
+        opened = F.silu(gate)
+        ctx.save_for_backward(gate, up, opened)
+        return opened * up
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """Of gate and up."""
+        gate, up, opened = ctx.saved_tensors
+        of_opened = gradients[0] * up
+        of_gate = torch.ops.aten.silu_backward.grad_input(of_opened, gate, grad_input=of_opened)
+        return of_gate, opened.mul_(gradients[0])
+
+
+def forward_of(layer: nn.Module) -> Callable[..., Any] | None:
+    """The forward that computes the same as a layer's own, to rounding; None where there is none."""
+    return _forward if _computes_this(layer) else None
+
+
+def _forward(layer: Any, states: Tensor) -> Any:
+    return layer.down_proj(GatedProduct.apply(layer.gate_proj(states), layer.up_proj(states)))
+
+
+@torch.no_grad()
+def _computes_this(layer: Any) -> bool:
+    if not {name for name, _ in layer.named_children()} >= PARTS:
+        return False
+    weight, width = next(layer.parameters()), getattr(layer, "hidden_size", None)
+    if not isinstance(width, int):
+        return False
+    states = torch.randn((1, PROBE_TOKENS, width), generator=torch.Generator().manual_seed(0))
+    states = states.to(weight.device, weight.dtype)
+    try:
+        found, expected = _forward(layer, states), type(layer).forward(layer, states)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    return share_apart(found, expected) <= tolerance_of(weight.dtype)

@@ -1,0 +1,138 @@
+"""Attention with rotary positions over packed rows, in fewer passes over memory than its formula makes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpo.packed_attention import packed_attention
+from mpo.packed_rows import Family, PackedRow, Span, narrowed
+from mpo.rounding import share_apart, tolerance_of
+
+PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+NORMS = {"q_norm", "k_norm"}
+"""Of each head, before it is turned; some families have them."""
+PROBE = [Family([0] * 3, [[0] * 2, [0] * 4])]
+
+
+class Rotation(torch.autograd.Function):
+    """(a, b) → (a cos − b sin, b cos + a sin) of the halves of each head; Su et al. 2021 (arXiv 2104.09864),
+    section 3.4.2. Backward it turns the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        """x: (1, n, heads, width). cosines, sines: (1, n, 1, width), their halves alike."""
+        ctx.save_for_backward(cosines, sines)
+        ctx.dtype = x.dtype
+        return _turned(x, cosines, sines, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Of x."""
+        cosines, sines = ctx.saved_tensors
+        return _turned(gradients[0], cosines, sines, -1.0).to(ctx.dtype), None, None
+
+
+def _turned(x: Tensor, cosines: Tensor, sines: Tensor, sign: float) -> Tensor:
+    found, half = x * cosines, x.shape[-1] // 2
+    x = x.to(found.dtype)
+    found[..., :half].addcmul_(x[..., half:], sines[..., half:], value=-sign)
+    found[..., half:].addcmul_(x[..., :half], sines[..., :half], value=sign)
+    return found
+
+
+def forward_of(layer: nn.Module) -> Callable[..., Any] | None:
+    """The forward that computes the same as a layer's own, to rounding; None where there is none.
+
+    Which layers it is for is seen by trying: families of models name and shape their attention as they like.
+    """
+    return _forward if _attends_alike(layer) else None
+
+
+@contextmanager
+def queries_at(layer: nn.Module, places: Tensor) -> Iterator[None]:
+    """Within it, a layer with this forward attends, in a packed row, from the places and what lies between
+    them in their sequences; elsewhere it gives 0. places: (n,), ascending, on a CPU."""
+
+    def narrow(_layer: nn.Module, inputs: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        spans = narrowed(settings["packed"].spans, places.tolist())
+        return inputs, {**settings, "queries": spans}
+
+    hook = layer.register_forward_pre_hook(narrow, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def attends_from_some(layer: nn.Module) -> bool:
+    """Whether a layer was given this forward, which `queries_at` is for."""
+    return getattr(vars(layer).get("forward"), "__func__", None) is _forward
+
+
+def _forward(layer: Any, hidden_states: Tensor, **settings: Any) -> Any:
+    """As transformers calls an attention layer. Rows that are not packed are left to the layer's class."""
+    row: PackedRow | None = settings.get("packed")
+    if row is None:
+        return type(layer).forward(layer, hidden_states=hidden_states, **settings)
+    states, queries = hidden_states, settings.get("queries")
+    cosines, sines = (each[:, :, None] for each in settings["position_embeddings"])
+    key = Rotation.apply(_heads(layer, "k", states), cosines, sines)
+    value, places = _heads(layer, "v", states), None if queries is None else _places(queries)
+    asked = states
+    if places is not None:
+        asked, cosines, sines = (each.index_select(1, places) for each in (states, cosines, sines))
+    query = Rotation.apply(_heads(layer, "q", asked), cosines, sines)
+    found, _ = packed_attention(
+        layer,
+        *(each.transpose(1, 2) for each in (query, key, value)),
+        None,
+        packed=row,
+        queries=queries,
+        scaling=layer.scaling,
+        sliding_window=getattr(layer, "sliding_window", None),
+    )
+    found = layer.o_proj(found.flatten(2))
+    if places is not None:
+        found = found.new_zeros((*states.shape[:2], found.shape[2])).index_copy(1, places, found)
+    return found, None
+
+
+def _heads(layer: Any, part: str, states: Tensor) -> Tensor:
+    """Queries, keys or values: (1, n, heads, width) of (1, n, width of the model)."""
+    heads = getattr(layer, f"{part}_proj")(states).unflatten(-1, (-1, layer.head_dim))
+    norm = getattr(layer, f"{part}_norm", None)
+    return heads if norm is None else norm(heads)
+
+
+def _places(spans: Sequence[Span]) -> Tensor:
+    return torch.cat([torch.arange(span.start, span.stop) for span in spans])
+
+
+@torch.no_grad()
+def _attends_alike(layer: Any) -> bool:
+    if {name for name, _ in layer.named_children()} - NORMS != PARTS:
+        return False
+    config = layer.config
+    if getattr(config, "sliding_window", None) is not None and not hasattr(layer, "sliding_window"):
+        return False  # a row as short as the probe does not show whether it has one
+    weight, generator = next(layer.parameters()), torch.Generator().manual_seed(0)
+    row = PackedRow.of(PROBE, weight.device)
+    tokens = row.input_ids.shape[1]
+    states = torch.randn((1, tokens, config.hidden_size), generator=generator).to(weight.device, weight.dtype)
+    try:
+        angles = torch.randn((1, tokens, layer.head_dim // 2), generator=generator).to(weight.device)
+        angles = torch.cat((angles, angles), dim=-1)
+        given = {
+            "hidden_states": states,
+            "position_embeddings": (angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)),
+            "attention_mask": None,
+            "packed": row,
+        }
+        expected, _ = type(layer).forward(layer, **given)
+        found, _ = _forward(layer, **given)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    return found.shape == expected.shape and share_apart(found, expected) <= tolerance_of(weight.dtype)
