@@ -43,7 +43,8 @@ class Pass:
     tokens: of all rows, padding included. read: places where the last layer is needed. repeated: tokens whose
     keys and values are copied for a second response. logits: places that the head is run at. masked: numbers
     of the masks a layer, of responses that see another's prompt. seen: keys of each query's
-    block, summed over the queries of packed rows; seen_at_end: over those of the last layer.
+    block, summed over the queries of packed rows. seen_at_end, masked_at_end: the same of the last
+    layer.
     """
 
     tokens: float
@@ -53,6 +54,7 @@ class Pass:
     masked: float = 0.0
     seen: float = 0.0
     seen_at_end: float = 0.0
+    masked_at_end: float = 0.0
 
     def attends_by_blocks(self, device: Device) -> bool:
         """As `mpo/blocked_attention.py: takes_blocks`, in fp32."""
@@ -87,9 +89,11 @@ def kept_numbers(a_pass: Pass, shape: ModelShape, config: TrainingConfig, device
         last -= a_number * (2 * shape.attended * apart - shape.width * a_pass.read)
         if not bf16 and a_pass.attends_by_blocks(device):
             last -= shape.heads * (a_pass.seen - a_pass.seen_at_end)
+        else:
+            last -= a_number * (a_pass.masked - a_pass.masked_at_end)
     if bf16:
         layer, last = layer + shape.cast_a_layer(), last + shape.cast_a_layer()
-    ends = tokens * shape.width
+    ends = tokens * (shape.width + 2 * shape.attended / shape.heads)  # the last norm, and rotary positions
     if config.gradient_checkpointing:
         # Beside all layers' inputs stand the last one's numbers, or those of the one that is recomputed.
         held = (shape.layers - 1) * tokens * shape.width + (layer if shape.layers > 1 else last)
@@ -124,8 +128,11 @@ def _packed(config: TrainingConfig, shape: ModelShape, longest: Longest, device:
     responses = rows * (a_row - long.prompt)
     seen = rows * seen_keys(long.prompt + long.chosen)
     at_end = rows * seen_keys(long.chosen, long.prompt)
+    of_first = rows * long.chosen * (long.prompt + long.chosen)
     if single:
-        return Pass(tokens, responses, logits=responses, seen=seen, seen_at_end=at_end)
+        return Pass(
+            tokens, responses, logits=responses, seen=seen, seen_at_end=at_end, masked_at_end=of_first
+        )
     of_second = rows * seen_keys(long.rejected, long.prompt)
     seen += of_second
     again = rows * (long.prompt + long.rejected)
@@ -133,7 +140,7 @@ def _packed(config: TrainingConfig, shape: ModelShape, longest: Longest, device:
     if isinstance(config, RewardModelStage):
         at_end = rows * (2 * long.prompt + long.chosen + long.rejected)
         return Pass(tokens, 2 * rows, again, masked=masked, seen=seen, seen_at_end=at_end)
-    return Pass(tokens, responses, again, responses, masked, seen, at_end + of_second)
+    return Pass(tokens, responses, again, responses, masked, seen, at_end + of_second, of_first + masked)
 
 
 def seen_keys(queries: float, prompt: float = 0.0) -> float:
@@ -171,7 +178,14 @@ def _ppo_pass(config: PPOStage, shape: ModelShape, longest: Longest) -> Pass:
     if not shape.packs:
         return Pass(tokens, tokens, logits=responses)
     at_end = rows * seen_keys(longest.response, longest.long.prompt)
-    return Pass(tokens, responses, logits=responses, seen=rows * seen_keys(a_row), seen_at_end=at_end)
+    return Pass(
+        tokens,
+        responses,
+        logits=responses,
+        seen=rows * seen_keys(a_row),
+        seen_at_end=at_end,
+        masked_at_end=responses * (longest.long.prompt + longest.response),
+    )
 
 
 def trained_numbers(config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device) -> float:

@@ -61,13 +61,14 @@ class ModelShape:
 
     def kept_a_layer(self) -> int:
         """Numbers of a token that a layer keeps for its backward pass: both norms and what they give, the
-        query, key and value as attention reads them, what comes of it, and the four of the gated part."""
-        return 5 * self.width + 4 * self.attended + 4 * self.inner
+        query, key and value as attention reads them, what comes of it, sequence by sequence and in one, and
+        the four of the gated part."""
+        return 4 * self.width + 5 * self.attended + 4 * self.inner
 
     def kept_a_layer_by_blocks(self) -> int:
         """The same, but for the weights, where `mpo/blocked_attention.py` attends: keys and values are kept
-        once, not once for each head of queries."""
-        return self.kept_a_layer() - 2 * (self.attended - self.kv_width)
+        once, not once for each head of queries, and its result is in one."""
+        return self.kept_a_layer() - 2 * (self.attended - self.kv_width) - self.attended
 
     def kept_a_layer_in_bf16(self) -> float:
         """The same where autocast computes in bf16, in numbers of fp32: half, but for what the norms keep."""

@@ -80,8 +80,8 @@ def _first(by_head: Tensor, tokens: int) -> Tensor:
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
     """The last tokens of a sequence attend to all before and themselves, or the last `window` of these."""
     asked, known = query.shape[2], key.shape[2]
-    if asked == known and (window is None or known <= window):
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    if asked in (1, known) and (window is None or known <= window):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=asked > 1, scale=scale)
     seen = torch.ones((asked, known), dtype=torch.bool, device=query.device).tril(known - asked)
     if window is not None:
         seen = seen.triu(known - asked - window + 1)

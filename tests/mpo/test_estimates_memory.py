@@ -95,12 +95,15 @@ def test_what_is_kept_is_what_a_model_keeps(
     places = row.before if stage == "dpo" else row.ends
     asked = narrowed(row.spans, sorted(places.tolist()))
     at_end = sum(block.queries * block.keys for span in asked for block in blocks_of(span))
-    a_pass = Pass(tokens, read, again, masked=masked, seen=seen, seen_at_end=at_end)
+    masked_at_end = sum(span.queries * span.keys for span in asked if span.queries > 1)
+    a_pass = Pass(
+        tokens, read, again, masked=masked, seen=seen, seen_at_end=at_end, masked_at_end=masked_at_end
+    )
     expected = kept_numbers(a_pass, shape, config)
     if checkpointing:
         # A whole layer is held while it is computed again; from the start only the last one's numbers are.
         plain = config.model_copy(update={"gradient_checkpointing": False})
-        everywhere = replace(a_pass, read=tokens, seen_at_end=seen)
+        everywhere = replace(a_pass, read=tokens, seen_at_end=seen, masked_at_end=masked)
         expected -= kept_numbers(everywhere, shape, plain) - kept_numbers(a_pass, shape, plain)
     if stage == "dpo":
         expected += responses * shape.vocabulary
