@@ -85,8 +85,9 @@ def kept_numbers(a_pass: Pass, shape: ModelShape, config: TrainingConfig, device
         layer += tokens * config.lora.rank * len(shape.adapted(config.lora)) / shape.layers
     last = layer - a_number * (4 * shape.inner + shape.width) * apart
     if apart and device == "cpu":
-        # Queries and what comes of them are of the places that are read, whose states are put together.
-        last -= a_number * (2 * shape.attended * apart - shape.width * a_pass.read)
+        # Queries and what comes of them are of the places that are read, whose states are put together, and
+        # both parts' results where they are spread again.
+        last -= a_number * (2 * shape.attended * apart - 3 * shape.width * a_pass.read)
         if not bf16 and a_pass.attends_by_blocks(device):
             last -= shape.heads * (a_pass.seen - a_pass.seen_at_end)
         else:
