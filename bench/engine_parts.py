@@ -27,7 +27,7 @@ from mpo.heap import keep_freed_memory
 from mpo.packed_models import pack_where_exact, say_nothing
 from mpo.packed_rows import Family, PackedRow
 from mpo.policies import load_reward_model, to_training_device
-from mpo.rms_norm import restore_forward
+from mpo.replaced_layers import KINDS
 from mpo.training import Training, train_step
 
 HEADING = "## What each part of the engine is worth"
@@ -35,9 +35,11 @@ LOSS_TOLERANCE = 1e-4
 PARTS = {
     "padded batches, each prompt with either response": "packed rows",
     "each prompt with either response, in packed rows": "prompts once a pair",
-    "the last layer's feed-forward part at every token": "last layer where it is read",
+    "the last layer at every token": "last layer where it is read",
     "torch's attention, response by response": "attention by blocks",
-    "the model's own root-mean-square norm": "norm in fewer passes",
+    "the model's own root-mean-square norm": "norm",
+    "the model's own attention around the products": "attention",
+    "the model's own gated part": "feed-forward part",
     "AdamW weight by weight": "fused AdamW",
     "freed memory given back to the system": "freed memory kept",
 }
@@ -56,6 +58,8 @@ class Apart:
 def without(part: str | None, model: PreTrainedModel) -> Iterator[None]:
     """The engine on a model that was just loaded, but for one part."""
     with ExitStack() as stack:
+        others = {name: kind for name, kind in KINDS.items() if name != part}
+        stack.enter_context(mock.patch("mpo.replaced_layers.KINDS", others))
         if part != "packed rows":
             pack_where_exact(model, say_nothing)
         if part == "prompts once a pair":
@@ -66,10 +70,6 @@ def without(part: str | None, model: PreTrainedModel) -> Iterator[None]:
         if part == "attention by blocks":
             never = mock.patch("mpo.packed_attention.takes_blocks", return_value=False)
             stack.enter_context(never)
-        if part == "norm in fewer passes":
-            for layer in model.modules():
-                if "forward" in vars(layer):
-                    restore_forward(layer)
         yield
 
 

@@ -1,4 +1,4 @@
-"""A gated feed-forward part that computes its products' gradients where their factors lie."""
+"""A gated feed-forward part whose gradients take fewer passes over memory than its formula makes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,10 @@ PROBE_TOKENS = 3
 
 
 class GatedProduct(torch.autograd.Function):
-    """silu(gate) · up; Shazeer 2020 (arXiv 2002.05202), section 2. Backward it takes the place of what the
-    forward pass kept."""
+    """silu(gate) · up; Shazeer 2020 (arXiv 2002.05202), section 2.
+
+    Its gradients take the place of what the forward pass kept, so that a graph is gone back through once.
+    """
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:

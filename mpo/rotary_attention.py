@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from mpo.packed_attention import packed_attention
 from mpo.packed_rows import Family, PackedRow, Span, narrowed
@@ -14,6 +15,8 @@ from mpo.rounding import share_apart, tolerance_of
 PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 NORMS = {"q_norm", "k_norm"}
 """Of each head, before it is turned; some families have them."""
+PROBED = "mpo_packed_probed"
+"""What transformers knows the packed attention by that tells what it is asked for."""
 PROBE = [Family([0] * 3, [[0] * 2, [0] * 4])]
 
 
@@ -92,7 +95,7 @@ def _forward(layer: Any, hidden_states: Tensor, **settings: Any) -> Any:
         packed=row,
         queries=queries,
         scaling=layer.scaling,
-        sliding_window=getattr(layer, "sliding_window", None),
+        sliding_window=_window(layer),
     )
     found = layer.o_proj(found.flatten(2))
     if places is not None:
@@ -111,28 +114,49 @@ def _places(spans: Sequence[Span]) -> Tensor:
     return torch.cat([torch.arange(span.start, span.stop) for span in spans])
 
 
+def _window(layer: Any) -> int | None:
+    """Keys that a query of the layer sees at most; None = all before it."""
+    window: int | None = getattr(layer, "sliding_window", getattr(layer.config, "sliding_window", None))
+    return window
+
+
 @torch.no_grad()
 def _attends_alike(layer: Any) -> bool:
     if {name for name, _ in layer.named_children()} - NORMS != PARTS:
         return False
-    config = layer.config
-    if getattr(config, "sliding_window", None) is not None and not hasattr(layer, "sliding_window"):
-        return False  # a row as short as the probe does not show whether it has one
     weight, generator = next(layer.parameters()), torch.Generator().manual_seed(0)
     row = PackedRow.of(PROBE, weight.device)
-    tokens = row.input_ids.shape[1]
-    states = torch.randn((1, tokens, config.hidden_size), generator=generator).to(weight.device, weight.dtype)
+
+    def draw(width: int) -> Tensor:
+        drawn = torch.randn((1, row.input_ids.shape[1], width), generator=generator)
+        return drawn.to(weight.device, weight.dtype)
+
+    usual, asked_for = layer.config._attn_implementation, dict[str, Any]()
     try:
-        angles = torch.randn((1, tokens, layer.head_dim // 2), generator=generator).to(weight.device)
+        angles = draw(layer.head_dim // 2)
         angles = torch.cat((angles, angles), dim=-1)
         given = {
-            "hidden_states": states,
-            "position_embeddings": (angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)),
+            "hidden_states": draw(layer.config.hidden_size),
+            "position_embeddings": (angles.cos(), angles.sin()),
             "attention_mask": None,
             "packed": row,
         }
-        expected, _ = type(layer).forward(layer, **given)
+        layer.config._attn_implementation = PROBED
+        expected, _ = type(layer).forward(layer, **given, asked_for=asked_for)
         found, _ = _forward(layer, **given)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return False
-    return found.shape == expected.shape and share_apart(found, expected) <= tolerance_of(weight.dtype)
+    finally:
+        layer.config._attn_implementation = usual
+    # A row as short as the probe does not show by its numbers how far a layer sees.
+    alike = found.shape == expected.shape and share_apart(found, expected) <= tolerance_of(weight.dtype)
+    return alike and asked_for.get("sliding_window") == _window(layer)
+
+
+def _probed(*tensors: Any, asked_for: dict[str, Any], **settings: Any) -> Any:
+    """The packed attention; keeps what a layer asks of it."""
+    asked_for.update(settings)
+    return packed_attention(*tensors, **settings)
+
+
+AttentionInterface.register(PROBED, _probed)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from mpo.adapted_models import AdaptedModel
 from mpo.errors import UnusableModel
 from mpo.responses import ResponseBatch, response_states
-from mpo.reward_model.score import read_scores
+from mpo.reward_model.score import head_scores
 
 ADAM_EPSILON = 1e-5
 
@@ -25,7 +25,7 @@ class Critic:
 
     def values(self, batch: ResponseBatch) -> Tensor:
         """Value before each response token: (rows, response columns), fp32; 0 at padding."""
-        values = read_scores(self.network, response_states(self.network, batch))
+        values = head_scores(self.network, response_states(self.network, batch))
         return batch.spread(values - self.offset)
 
 

@@ -58,10 +58,10 @@ def end_scores(model: PreTrainedModel, batch: PaddedBatch) -> Tensor:
         ).last_hidden_state
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     last = hidden[rows, batch.real_mask.sum(-1) - 1]
-    return read_scores(model, last)
+    return head_scores(model, last)
 
 
-def read_scores(model: PreTrainedModel, states: Tensor) -> Tensor:
+def head_scores(model: PreTrainedModel, states: Tensor) -> Tensor:
     """What the head makes of final hidden states: fp32, (states,) of (states, width).
 
     In fp32 whatever the precision of the pass: rounded to bf16, gaps near 0 would be 0 or far from it.
@@ -119,7 +119,7 @@ def score_responses(
 
 def row_scores(model: PreTrainedModel, row: PackedRow) -> Tensor:
     """Raw score of each response of a packed row, read at its end: fp32, (responses,)."""
-    return read_scores(model, packed_states(model, row, row.ends))
+    return head_scores(model, packed_states(model, row, row.ends))
 
 
 def score_encoded(model: PreTrainedModel, pairs: Sequence[EncodedPair], ranks: Ranks = ALONE) -> Tensor:

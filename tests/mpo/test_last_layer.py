@@ -1,9 +1,12 @@
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch.testing import assert_close
 
 from mpo.last_layer import last_layer_at
+from mpo.packed_models import pack_where_exact, packed_states
+from mpo.packed_rows import Family, PackedRow
 from tests.mpo.tiny import tiny_llama
 
 IDS = torch.tensor([[3, 4, 5, 6, 7]])
@@ -32,6 +35,21 @@ def test_the_last_layer_sees_those_positions_alone_and_all_afterwards() -> None:
         model.base_model(IDS)
     model.base_model(IDS)
     assert seen == [2, 5]
+
+
+def test_its_attention_asks_from_those_positions_alone_and_sees_all() -> None:
+    model, row = tiny_llama(20), PackedRow.of([Family([3, 4, 5], [[6, 7], [8, 9, 10]])])
+    pack_where_exact(model, pytest.fail)
+    with torch.no_grad():
+        whole = model.base_model(**row.inputs()).last_hidden_state[0]
+    attention, seen = model.base_model.layers[-1].self_attn, dict[str, int]()
+    for name in ("q_proj", "k_proj"):
+        part = getattr(attention, name)
+        part.register_forward_hook(lambda _, given, __, name=name: seen.update({name: given[0].shape[1]}))
+    with torch.no_grad():
+        found = packed_states(model, row, row.ends)
+    assert_close(found, whole[row.ends])
+    assert seen == {"q_proj": 2, "k_proj": 8}
 
 
 def test_gradients_of_a_place_that_is_read_twice_are_counted_once() -> None:
