@@ -203,6 +203,7 @@ def result(name: str, lines: Mapping[str, Sequence[Line]], difference: float, ke
         },
         "memory_ratio_default": memory_ratio(ours_middle, default_middle),
         "loss_abs_diff": difference,
+        "held_out_pairs": STAGES[name].held_out,
     }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.load_page import Conditions, spread, write_page_section
+from mpo.intervals import wilson_interval
 
 TITLES = {"rm": "Training a reward model", "dpo": "Training by DPO", "ppo": "PPO with a separate critic"}
 FLOORS = {"rm": (3.0, 1.4), "dpo": (4.5, 1.7), "ppo": (2.2, 1.8)}
@@ -51,26 +52,40 @@ def _verdict(found: Mapping[str, Any]) -> str:
         memory = found["memory_ratio_default"]
         word = "reached" if memory <= MEMORY_FLOOR else "**missed**"
         said.append(f"Memory over imports: {memory:.2f} of the default's (at most {MEMORY_FLOOR:g}): {word}.")
+        word = "overlap" if _held_out_alike(found) else "do **not** overlap"
+        said.append(f"The 95 % intervals of the accuracy on {found['held_out_pairs']} held-out pairs {word}.")
     return " ".join(said)
+
+
+def _interval(line: Mapping[str, Any], pairs: int) -> tuple[float, float]:
+    """Wilson's, of the held-out accuracy."""
+    return wilson_interval(line["metrics"]["held_out_accuracy"] * pairs, pairs)
+
+
+def _held_out_alike(found: Mapping[str, Any]) -> bool:
+    """Whether the intervals of both opponents and ours have something in common."""
+    low, high = _interval(found["ours"], found["held_out_pairs"])
+    theirs = [_interval(found[side], found["held_out_pairs"]) for side in ("theirs_default", "theirs_tuned")]
+    return all(least <= high and low <= most for least, most in theirs)
 
 
 def _rows(found: Mapping[str, Any]) -> list[Sequence[str]]:
     rows = [
-        _row(found[side], title, found.get(f"ratios_{side.removeprefix('theirs_')}"))
+        _row(found[side], title, found["held_out_pairs"], found.get(f"ratios_{side.removeprefix('theirs_')}"))
         for side, title in SIDES.items()
     ]
     for name, other in found["others"].items():
-        row = _row(other["line"], OTHERS[name], None)
+        row = _row(other["line"], OTHERS[name], None, None)
         default, tuned = spread(other["ratios_default"]), spread(other["ratios_tuned"])
         # What its work would be in the opponents' passes says nothing of it.
         rows.append((*row[:5], "", row[6], f"default {default}, tuned {tuned}"))
     return rows
 
 
-def _row(line: Mapping[str, Any], title: str, ratios: Sequence[float] | None) -> Sequence[str]:
+def _row(
+    line: Mapping[str, Any], title: str, held_out: int | None, ratios: Sequence[float] | None
+) -> Sequence[str]:
     rate = line.get("useful_gflops_all_passes", line["useful_gflops"])
-    metrics = line["metrics"]
-    quality = metrics.get("held_out_accuracy", metrics.get("mean_reward_last"))
     return (
         f"{title} ({line['version']})",
         f"{line['seconds']:.1f}",
@@ -78,6 +93,15 @@ def _row(line: Mapping[str, Any], title: str, ratios: Sequence[float] | None) ->
         f"{line['pairs_per_second']:.2f}",
         f"{line['peak_rss_mb'] - line['imports_mb']:.0f}",
         f"{rate:.0f} ({rate / line['matmul_gflops']:.0%})",
-        "" if quality is None else f"{quality:.3f}",
+        _quality(line, held_out),
         "" if ratios is None else spread(ratios),
     )
+
+
+def _quality(line: Mapping[str, Any], held_out: int | None) -> str:
+    metrics = line["metrics"]
+    if held_out and "held_out_accuracy" in metrics:
+        low, high = _interval(line, held_out)
+        return f"{metrics['held_out_accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+    reward = metrics.get("mean_reward_last")
+    return "" if reward is None else f"{reward:.3f}"

@@ -19,11 +19,13 @@ from mpo.packed_rows import Span
 QUERIES = 96
 """Tokens of a block, about: of fewer, products are too small; of more, too much of them is masked."""
 MEAN_KEYS = 256
-"""Keys that a query of the row may see in the mean: so many numbers a token and head are kept of a layer."""
+"""Numbers that are kept at most of a layer's weights, a token of the row and head: as many as keys that a
+query sees in the mean, where all tokens are queries."""
 
 
-def blocks_of(span: Span) -> list[Span]:
-    """A sequence's queries in blocks of nearly equal size."""
+@lru_cache(maxsize=2**12)
+def blocks_of(span: Span) -> Sequence[Span]:
+    """A sequence's queries in blocks of nearly equal size; every layer asks for the same ones."""
     count = max(1, round(span.queries / QUERIES))
     edges = [span.start + span.queries * part // count for part in range(count + 1)]
     return [span._replace(start=begin, stop=end) for begin, end in pairwise(edges)]
@@ -57,7 +59,7 @@ def blocked_attention(
 class BlockedAttention(torch.autograd.Function):
     """softmax(scale · Q Kᵀ) V under the spans' mask (Vaswani et al. 2017, equation 1).
 
-    A row has many blocks, and each of them little to compute: what can be called once a row is.
+    A row has many blocks, and each of them little to compute: little else is called for each.
     """
 
     @staticmethod
@@ -89,7 +91,9 @@ class BlockedAttention(torch.autograd.Function):
         """Of query, key and value."""
         query, key, value, *weights = ctx.saved_tensors
         blocks, shared = _blocks(ctx.spans), key.shape[1]
-        of_query, of_key, of_value = map(_zeros_by_token, (query, key, value))
+        of_query, of_key, of_value = map(_by_token, (query, key, value))
+        of_key.zero_()
+        of_value.zero_()
         wanted = _by_block(gradients[0][0].transpose(0, 1), blocks, shared)
         asked, of_asked = (_by_block(each[0], blocks, shared) for each in (query, of_query))
         seen, offered = _seen(key[0], ctx.spans), _seen(value[0], ctx.spans)
@@ -127,10 +131,10 @@ def _sizes(query: Tensor, blocks: Sequence[Span]) -> list[int]:
     return [query.shape[1] * block.queries * block.keys for block in blocks]
 
 
-def _zeros_by_token(by_head: Tensor) -> Tensor:
-    """Of (1, heads, T, width); token by token in memory, as the products are that take it."""
+def _by_token(by_head: Tensor) -> Tensor:
+    """Room of (1, heads, T, width); token by token in memory, as the products are that take it."""
     _, heads, tokens, width = by_head.shape
-    return by_head.new_zeros((1, tokens, heads, width)).transpose(1, 2)
+    return by_head.new_empty((1, tokens, heads, width)).transpose(1, 2)
 
 
 def _by_block(by_head: Tensor, blocks: Sequence[Span], key_heads: int) -> tuple[Tensor, ...]:
@@ -149,7 +153,7 @@ def _seen(by_head: Tensor, spans: Sequence[Span]) -> Iterator[Tensor]:
     for span in spans:
         whole = by_head[:, span.first : span.stop]
         if span.seen_of_prompt:
-            whole = torch.cat((by_head[:, span.prompt], whole), dim=1)
+            whole = torch.cat((by_head[:, span.prompt : span.prompt + span.seen_of_prompt], whole), dim=1)
         for block in blocks_of(span):
             yield whole[:, : block.keys]
 
@@ -158,7 +162,7 @@ def _add(by_head: Tensor, block: Span, part: Tensor) -> None:
     """Adds (key heads, keys, width) where the keys are."""
     prompt = block.seen_of_prompt
     if prompt:
-        by_head[:, block.prompt].add_(part[:, :prompt])
+        by_head[:, block.prompt : block.prompt + prompt].add_(part[:, :prompt])
     by_head[:, block.first : block.stop].add_(part[:, prompt:])
 
 

@@ -1,15 +1,16 @@
 """A gated feed-forward part whose gradients take fewer passes over memory than its formula makes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpo.rounding import share_apart, tolerance_of
+from mpo.layer_probes import gives_the_same, is_made_of
 
-PARTS = {"gate_proj", "up_proj", "down_proj"}
+PARTS = ("gate_proj", "up_proj", "down_proj")
 PROBE_TOKENS = 3
 
 
@@ -44,17 +45,9 @@ def _forward(layer: Any, states: Tensor) -> Any:
     return layer.down_proj(GatedProduct.apply(layer.gate_proj(states), layer.up_proj(states)))
 
 
-@torch.no_grad()
 def _computes_this(layer: Any) -> bool:
-    if not {name for name, _ in layer.named_children()} >= PARTS:
+    width = getattr(layer, "hidden_size", None)
+    if not isinstance(width, int) or not is_made_of(layer, PARTS):
         return False
-    weight, width = next(layer.parameters()), getattr(layer, "hidden_size", None)
-    if not isinstance(width, int):
-        return False
-    states = torch.randn((1, PROBE_TOKENS, width), generator=torch.Generator().manual_seed(0))
-    states = states.to(weight.device, weight.dtype)
-    try:
-        found, expected = _forward(layer, states), type(layer).forward(layer, states)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return False
-    return share_apart(found, expected) <= tolerance_of(weight.dtype)
+    like = next(layer.parameters()).new_empty((1, PROBE_TOKENS, width))
+    return gives_the_same(partial(_forward, layer), partial(type(layer).forward, layer), like)

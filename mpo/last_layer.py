@@ -28,7 +28,8 @@ def last_layer_at(model: PreTrainedModel | AdaptedModel, places: Tensor) -> Iter
     with ExitStack() as stack:
         attention, part = (getattr(layers[-1], name, None) for name in ("self_attn", "mlp"))
         # Elsewhere there is no attention from some tokens alone, and to name them would wait for the device.
-        if isinstance(attention, nn.Module) and attends_from_some(attention) and kept.device.type == "cpu":
+        some = kept.device.type == "cpu" and len(kept)
+        if some and isinstance(attention, nn.Module) and attends_from_some(attention):
             stack.enter_context(queries_at(attention, kept))
         if isinstance(part, nn.Module):
             stack.enter_context(_run_at(part, kept))

@@ -67,8 +67,8 @@ def _span_by_span(
     for span, asked in zip(spans, torch.split(query, [span.queries for span in spans], dim=2), strict=True):
         k, v = (_first(each[span.first], span.stop - span.first) for each in (keys, values))
         if prompt := span.seen_of_prompt:
-            k = torch.cat((_first(keys[span.prompt.start], prompt), k), dim=2)
-            v = torch.cat((_first(values[span.prompt.start], prompt), v), dim=2)
+            k = torch.cat((_first(keys[span.prompt], prompt), k), dim=2)
+            v = torch.cat((_first(values[span.prompt], prompt), v), dim=2)
         found.append(_causal(asked, k, v, scale, window).transpose(1, 2))
     return torch.cat(found, dim=1)
 

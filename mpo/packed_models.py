@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from mpo.adapted_models import AdaptedModel
 from mpo.last_layer import last_layer_at
+from mpo.layer_probes import CANNOT
 from mpo.packed_attention import PACKED
 from mpo.packed_rows import Family, PackedRow
 from mpo.precision import autocast_of, in_fp32
@@ -76,9 +77,10 @@ def _why_not(model: PreTrainedModel) -> str | None:
     model.set_attn_implementation(PACKED)
     replaced = replace_where_equal(model)
     reason = _what_differs(model, families, expected)
-    if reason is not None and replaced:
-        restore(replaced)
-        reason = _what_differs(model, families, expected)
+    for layers in filter(None, reversed(replaced.values())):
+        if reason is not None:
+            restore(layers)
+            reason = _what_differs(model, families, expected)
     if reason is not None:
         model.set_attn_implementation(usual)
     return reason
@@ -87,7 +89,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
 def _what_differs(model: PreTrainedModel, families: list[Family], expected: "Seen") -> str | None:
     try:
         found = _read_packed(model, families)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except CANNOT as error:
         return f"the model does not read them together ({error})"
     apart = max(share_apart(a, b) for a, b in zip(found, expected, strict=True))
     return (

@@ -33,13 +33,14 @@ class Family(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Tokens of one sequence from `start` to `stop`, as queries: they see `prompt`, where it stands apart
-    from them, and from `first` on each up to itself."""
+    """Tokens of one sequence from `start` to `stop`, as queries: they see from `first` on each up to itself,
+    and from `prompt` on the tokens of a prompt that stands apart from them."""
 
     start: int
     stop: int
-    prompt: slice
     first: int
+    prompt: int = 0
+    seen_of_prompt: int = 0
 
     @property
     def queries(self) -> int:
@@ -50,12 +51,6 @@ class Span(NamedTuple):
     def keys(self) -> int:
         """That the last of the queries sees."""
         return self.seen_of_prompt + self.stop - self.first
-
-    @property
-    def seen_of_prompt(self) -> int:
-        """Tokens of the prompt, where it stands apart from the queries."""
-        tokens: int = self.prompt.stop - self.prompt.start
-        return tokens
 
 
 def narrowed(spans: Sequence[Span], places: Sequence[int]) -> list[Span]:
@@ -131,12 +126,12 @@ class PackedRow:
     def spans(self) -> Sequence[Span]:
         """The row in its order: each prompt with its first response, and each further one, if not empty."""
         found, start = list[Span](), 0
-        for prompt, family in zip(self.prompts, self.blocks, strict=True):
-            seen, shared = slice(start, start), slice(start, start + prompt)
+        for tokens, family in zip(self.prompts, self.blocks, strict=True):
+            prompt, seen = start, 0
             for size in family:
                 if size:
-                    found.append(Span(start, start + size, seen, start))
-                start, seen = start + size, shared
+                    found.append(Span(start, start + size, start, prompt, seen))
+                start, seen = start + size, tokens
         return found
 
     def inputs(self) -> dict[str, Any]:

@@ -32,9 +32,10 @@ class RMSNormFunction(torch.autograd.Function):
         """Of x, and of the weight where it is trained."""
         normal, rate, weight = ctx.saved_tensors
         gradient = gradients[0].to(rate.dtype)
-        of_weight = (gradient * normal).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        product = gradient * normal
+        of_weight = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        mean = (product @ weight.to(rate.dtype)).unsqueeze(-1).div_(normal.shape[-1])
         scaled = gradient * weight
-        mean = (scaled * normal).sum(-1, keepdim=True).div_(normal.shape[-1])
         return scaled.addcmul_(normal, mean, value=-1).mul_(rate).to(normal.dtype), of_weight, None
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from mpo.layer_probes import gives_the_same, is_made_of
 from mpo.packed_attention import packed_attention
 from mpo.packed_rows import Family, PackedRow, Span, narrowed
-from mpo.rounding import share_apart, tolerance_of
 
-PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-NORMS = {"q_norm", "k_norm"}
+PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
+NORMS = ("q_norm", "k_norm")
 """Of each head, before it is turned; some families have them."""
 PROBED = "mpo_packed_probed"
 """What transformers knows the packed attention by that tells what it is asked for."""
@@ -51,17 +51,20 @@ def forward_of(layer: nn.Module) -> Callable[..., Any] | None:
 
     Which layers it is for is seen by trying: families of models name and shape their attention as they like.
     """
-    return _forward if _attends_alike(layer) else None
+    made_so = hasattr(layer, "head_dim") and hasattr(layer, "config")
+    return _forward if made_so and _attends_alike(layer) else None
 
 
 @contextmanager
 def queries_at(layer: nn.Module, places: Tensor) -> Iterator[None]:
     """Within it, a layer with this forward attends, in a packed row, from the places and what lies between
-    them in their sequences; elsewhere it gives 0. places: (n,), ascending, on a CPU."""
+    them in their sequences; elsewhere it gives 0. places: (n,), ascending, one at least, on a CPU."""
 
     def narrow(_layer: nn.Module, inputs: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        spans = narrowed(settings["packed"].spans, places.tolist())
-        return inputs, {**settings, "queries": spans}
+        row: PackedRow | None = settings.get("packed")
+        if row is None:
+            return inputs, settings
+        return inputs, {**settings, "queries": narrowed(row.spans, places.tolist())}
 
     hook = layer.register_forward_pre_hook(narrow, with_kwargs=True)
     try:
@@ -120,36 +123,31 @@ def _window(layer: Any) -> int | None:
     return window
 
 
-@torch.no_grad()
 def _attends_alike(layer: Any) -> bool:
-    if {name for name, _ in layer.named_children()} - NORMS != PARTS:
+    parts = PARTS + tuple(name for name in NORMS if hasattr(layer, name))
+    if not is_made_of(layer, parts) or {name for name, _ in layer.named_children()} != set(parts):
         return False
-    weight, generator = next(layer.parameters()), torch.Generator().manual_seed(0)
+    weight = next(layer.parameters())
     row = PackedRow.of(PROBE, weight.device)
+    tokens, asked_for = row.input_ids.shape[1], dict[str, Any]()
+    # Positions from which nobody turns a whole number of times.
+    angles = torch.outer(torch.arange(tokens) + 1.0, torch.linspace(0.1, 1.0, layer.head_dim // 2))
+    angles = torch.cat((angles, angles), dim=-1)[None].to(weight.device)
+    given = {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None, "packed": row}
 
-    def draw(width: int) -> Tensor:
-        drawn = torch.randn((1, row.input_ids.shape[1], width), generator=generator)
-        return drawn.to(weight.device, weight.dtype)
+    def ours(states: Tensor) -> Any:
+        return _forward(layer, states, **given)[0]
 
-    usual, asked_for = layer.config._attn_implementation, dict[str, Any]()
+    def theirs(states: Tensor) -> Any:
+        return type(layer).forward(layer, hidden_states=states, **given, asked_for=asked_for)[0]
+
+    usual = layer.config._attn_implementation
+    layer.config._attn_implementation = PROBED
     try:
-        angles = draw(layer.head_dim // 2)
-        angles = torch.cat((angles, angles), dim=-1)
-        given = {
-            "hidden_states": draw(layer.config.hidden_size),
-            "position_embeddings": (angles.cos(), angles.sin()),
-            "attention_mask": None,
-            "packed": row,
-        }
-        layer.config._attn_implementation = PROBED
-        expected, _ = type(layer).forward(layer, **given, asked_for=asked_for)
-        found, _ = _forward(layer, **given)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return False
+        alike = gives_the_same(ours, theirs, weight.new_empty((1, tokens, layer.config.hidden_size)))
     finally:
         layer.config._attn_implementation = usual
     # A row as short as the probe does not show by its numbers how far a layer sees.
-    alike = found.shape == expected.shape and share_apart(found, expected) <= tolerance_of(weight.dtype)
     return alike and asked_for.get("sliding_window") == _window(layer)
 
 

@@ -66,3 +66,9 @@ def test_gradients_of_a_place_that_is_read_twice_are_counted_once() -> None:
         return found
 
     assert_close(gradient(True), gradient(False))
+
+
+def test_where_nothing_is_read_nothing_fails() -> None:
+    model, row = tiny_llama(20), PackedRow.of([Family([3, 4], [[]])])
+    pack_where_exact(model, pytest.fail)
+    assert packed_states(model, row, row.before).shape == (0, 32)

@@ -16,6 +16,8 @@ from transformers.models.llama import LlamaConfig
 from transformers.models.mamba import MambaConfig
 from transformers.models.mistral import MistralConfig
 from transformers.models.mpt import MptConfig
+from transformers.models.nemotron import NemotronConfig
+from transformers.models.olmo import OlmoConfig
 from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
 
@@ -47,10 +49,12 @@ EXACT = {
     "gemma3, sliding window": Gemma3TextConfig(**NARROW, sliding_window=4),
     "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, pad_token_id=PAD),
     "mistral, sliding window": MistralConfig(**GROUPED, sliding_window=4),
+    "olmo, clipped": OlmoConfig(**GROUPED, clip_qkv=0.05),
 }
 FALLING_BACK = {
     "bloom, ALiBi": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
     "mpt, ALiBi": MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4),
+    "nemotron, whose attention does not hear of the row": NemotronConfig(**GROUPED),
     "mamba, state space": MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
 }
 PAIRS = [

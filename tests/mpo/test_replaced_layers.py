@@ -1,7 +1,6 @@
 """Layers with another forward: which ones, and that they can be put back."""
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,21 +18,21 @@ IDS = torch.tensor([[1, 2, 3]])
 
 def test_of_each_layer_a_llama_has_its_norms_its_attention_and_its_feed_forward_part_replaced() -> None:
     model = tiny_llama(20)
-    kinds = [type(layer).__name__ for layer in replace_where_equal(model)]
-    layers = model.config.num_hidden_layers
-    assert {kind: kinds.count(kind) for kind in kinds} == {
-        "LlamaRMSNorm": 2 * layers + 1,
-        "LlamaAttention": layers,
-        "LlamaMLP": layers,
+    replaced, layers = replace_where_equal(model), model.config.num_hidden_layers
+    assert {kind: [type(layer).__name__ for layer in each] for kind, each in replaced.items()} == {
+        "norm": ["LlamaRMSNorm"] * (2 * layers + 1),
+        "feed-forward part": ["LlamaMLP"] * layers,
+        "attention": ["LlamaAttention"] * layers,
     }
 
 
 def test_a_model_is_put_back_as_it_was() -> None:
     model = tiny_llama(20)
     plain = copy.deepcopy(model)
-    layers = replace_where_equal(model)
+    replaced = replace_where_equal(model)
     assert_close(model(IDS).logits, plain(IDS).logits, atol=1e-6, rtol=1e-5)
-    restore(layers)
+    for layers in replaced.values():
+        restore(layers)
     assert torch.equal(model(IDS).logits, plain(IDS).logits)
 
 
@@ -51,7 +50,7 @@ def test_a_forward_of_somebody_else_is_left_where_it_is() -> None:
     model = tiny_llama(20)
     layer: Any = model.base_model.norm
     layer.forward = theirs = lambda x: 2 * x
-    assert layer not in replace_where_equal(model)
+    assert layer not in replace_where_equal(model)["norm"]
     assert layer.forward is theirs
 
 
@@ -61,12 +60,16 @@ def test_where_a_replaced_layer_is_found_out_the_model_reads_packed_rows_by_its_
     def wrong(_layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return 2 * x
 
+    def nothing(_layer: nn.Module) -> None:
+        return None
+
     def of(layer: nn.Module) -> Any:
         return wrong if type(layer).__name__ == "LlamaRMSNorm" else None
 
-    monkeypatch.setattr(replaced_layers, "KINDS", {"norm": SimpleNamespace(forward_of=of)})
+    monkeypatch.setattr(replaced_layers, "KINDS", {**replaced_layers.KINDS, "wrong": of, "norm": nothing})
     model, said = tiny_llama(20), list[str]()
     pack_where_exact(model, said.append)
     assert reads_packed_rows(model)
     assert not said
-    assert not any("forward" in vars(layer) for layer in model.modules())
+    replaced = {type(layer).__name__ for layer in model.modules() if "forward" in vars(layer)}
+    assert replaced == {"LlamaAttention", "LlamaMLP"}
