@@ -1,6 +1,9 @@
-"""What the C library does with memory that is freed: a training asks for the same again at every step."""
+"""Where a training's numbers lie: in memory that is asked for once, and not page by page."""
 
 import ctypes
+from collections.abc import Iterable
+
+from torch import nn
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's numbers of them, from its malloc.h."""
@@ -20,3 +23,13 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, IN_ONE_PIECE)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT_FREE))
+
+
+def take_into_memory(weights: Iterable[nn.Parameter]) -> None:
+    """Has weights on a CPU lie in this process's own memory, and no longer in the file they were loaded from.
+
+    That is mapped, so that the first step would copy them as it writes, page by page: ten times as long.
+    """
+    for weight in weights:
+        if weight.device.type == "cpu":
+            weight.data = weight.data.clone()

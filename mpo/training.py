@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from mpo.batches import length_grouped_batches, optimizer_steps
 from mpo.checkpoints import State, handed_over, load_state, save_state
 from mpo.errors import StageInterrupted, TrainingDiverged
+from mpo.heap import take_into_memory
 from mpo.ranks import ALONE, Ranks, any_of
 from mpo.reporter import Reporter, StageTask
 from mpo.seeds import row_seed
@@ -89,6 +90,8 @@ class Training:
         # Once: every step asks for them, and to walk through a model's modules takes longer than it seems.
         self._trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.in_shards = is_sharded(list(self._trained.values()))
+        if not self.in_shards:
+            take_into_memory(self._trained.values())
         # Of one pass over the rows: to put a hundred thousand in order anew takes a fifth of a small step.
         self._ordered, self._batches = -1, list[list[int]]()
         self.optimizer = torch.optim.AdamW(

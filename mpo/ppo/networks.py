@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from mpo.adapted_models import AdaptedModel
 from mpo.errors import UnusableModel
+from mpo.heap import take_into_memory
 from mpo.responses import ResponseBatch, response_states
 from mpo.reward_model.score import head_scores
 
@@ -83,6 +84,7 @@ class TrainedNetwork:
     @classmethod
     def of(cls, name: str, weights: Mapping[str, nn.Parameter], learning_rate: float) -> "TrainedNetwork":
         """With an AdamW that has taken no step; no weight decay."""
+        take_into_memory(weights.values())
         adam = torch.optim.AdamW(
             weights.values(), lr=learning_rate, eps=ADAM_EPSILON, weight_decay=0.0, fused=True
         )

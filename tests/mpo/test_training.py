@@ -140,6 +140,21 @@ def test_order_and_padding_of_rows_change_no_loss(
     assert turned == pytest.approx(together, rel=1e-6, abs=1e-6)
 
 
+def mapped_files(tensor: Tensor) -> list[str]:
+    """Those in whose place in memory a tensor lies."""
+    ranges = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
+    places = [(*(int(at, 16) for at in each[0].split("-")), each[5]) for each in ranges if len(each) > 5]
+    return [name for start, stop, name in places if start <= tensor.data_ptr() < stop and "/" in name]
+
+
+def test_weights_in_training_lie_in_the_file_they_came_from_no_longer(house: Path) -> None:
+    before = load(house, "sft")
+    assert mapped_files(before.get_input_embeddings().weight)[0].endswith(".safetensors")
+    training = training_of(house)
+    assert not any(mapped_files(weight) for weight in training.trained().values())
+    assert torch.equal(weights(training), flat(before.parameters()))
+
+
 def test_the_learning_rate_falls_linearly_from_its_peak(house: Path) -> None:
     training = training_of(house, objective=objective_of("sft", 20), epochs=2)
     used = []
