@@ -25,7 +25,7 @@ ADAPTERS_BYTES = 35 * 2**20
 BARE_PROCESS_BYTES = 110 * 2**20
 """What a process holds that has imported neither, with some rows."""
 
-HELD = {"cpu": 1.7, "cuda": 1.1}
+HELD = {"cpu": 1.4, "cuda": 1.1}
 """What a training's passes hold of memory over what is alive in them. On a CPU glibc keeps what was freed
 between gradients that stay, and passes of other lengths do not fit into it (measured, docs/estimates.md). On
 a GPU torch rounds and keeps blocks (assumed)."""
