@@ -107,7 +107,9 @@ class Settings(BaseSettings):
         {}, description="API keys of judges by their host, as a JSON object."
     )
     torch_threads: NonNegativeInt = Field(
-        0, description="CPU threads of a training child; 0 = torch's choice."
+        0,
+        description="CPU threads of a training child; 0 = torch's choice. Models of at most two million "
+        "parameters take one.",
     )
     ranks: PositiveInt = Field(
         1,

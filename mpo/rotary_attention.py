@@ -91,9 +91,12 @@ def _forward(layer: Any, hidden_states: Tensor, **settings: Any) -> Any:
     if places is not None:
         asked, cosines, sines = (each.index_select(1, places) for each in (states, cosines, sines))
     query = Rotation.apply(_heads(layer, "q", asked), cosines, sines)
+    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
     found, _ = packed_attention(
         layer,
-        *(each.transpose(1, 2) for each in (query, key, value)),
+        query,
+        key,
+        value,
         None,
         packed=row,
         queries=queries,

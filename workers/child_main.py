@@ -34,6 +34,7 @@ from workers.device_use import device_in_use, lock_file
 from workers.failures import failed
 from workers.followers import start_followers
 from workers.priority import CHILD, give_way
+from workers.threads import threads_for
 
 NAMED_LIBRARIES = ("torch", "transformers", "trl", "numpy", "pyarrow")
 STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
@@ -148,7 +149,8 @@ def _run_stage(task: ChildTask, reporter: Reporter, number: int = 0) -> None:
     config = _stage_config(task)
     count = _ranks_of_stage(task, config)
     if config.slot == "gpu":
-        _share_cores(task.torch_threads, count)
+        folders = (each.path for given in task.inputs.values() for each in given)
+        _share_cores(threads_for(task.torch_threads, folders), count)
     inputs = {role: tuple(StageInput(i.name, i.path) for i in found) for role, found in task.inputs.items()}
     stage = StageTask(config, inputs, task.output, task.seed, task.resume, task.tokens)
     with device_in_use(lock_file()) if config.slot == "gpu" else nullcontext():
