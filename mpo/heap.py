@@ -2,8 +2,10 @@
 
 import ctypes
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's numbers of them, from its malloc.h."""
@@ -25,7 +27,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_THRESHOLD, IN_ONE_PIECE)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT_FREE))
 
 
-def take_into_memory(weights: Iterable[nn.Parameter]) -> None:
+def take_into_memory(weights: "Iterable[nn.Parameter]") -> None:
     """Has weights on a CPU lie in this process's own memory, and no longer in the file they were loaded from.
 
     That is mapped, so that the first step would copy them as it writes, page by page: ten times as long.

@@ -18,7 +18,7 @@ from tests.app.conftest import CreateJob
 from tests.app.jobs.factories import make_dataset, make_model, publish, work_until
 
 TINY = Path(__file__).resolve().parents[3] / "examples" / "tiny"
-LITTLE = 540 * 2**20
+LITTLE = 530 * 2**20
 PAIRS = [PreferencePair(str(i), f"Question {i}?", f"An answer {i} {'long ' * i}", "No.") for i in range(20)]
 
 
