@@ -38,7 +38,7 @@ PARTS = {
     "the last layer at every token": "last layer where it is read",
     "torch's attention, response by response": "attention by blocks",
     "the model's own root-mean-square norm": "norm",
-    "the model's own attention around the products": "attention",
+    "the model's own attention around the products, asked from every token": "attention",
     "the model's own gated part": "feed-forward part",
     "AdamW weight by weight": "fused AdamW",
     "freed memory given back to the system": "freed memory kept",

@@ -28,7 +28,7 @@ def blocks_of(span: Span) -> Sequence[Span]:
     """A sequence's queries in blocks of nearly equal size; every layer asks for the same ones."""
     count = max(1, round(span.queries / QUERIES))
     edges = [span.start + span.queries * part // count for part in range(count + 1)]
-    return [span._replace(start=begin, stop=end) for begin, end in pairwise(edges)]
+    return tuple(span._replace(start=begin, stop=end) for begin, end in pairwise(edges))
 
 
 def takes_blocks(key: Tensor, spans: Sequence[Span], window: int | None) -> bool:

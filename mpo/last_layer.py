@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mpo.adapted_models import AdaptedModel
+from mpo.packed_rows import spread
 from mpo.rotary_attention import attends_from_some, queries_at
 
 
@@ -45,7 +46,7 @@ def _run_at(part: nn.Module, kept: Tensor) -> Iterator[None]:
         return (inputs[0][:, kept], *inputs[1:])
 
     def widen(_part: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output.new_zeros((1, tokens.pop(), output.shape[2])).index_copy(1, kept, output)
+        return spread(output, kept, tokens.pop())
 
     hooks = [part.register_forward_pre_hook(narrow), part.register_forward_hook(widen)]
     try:

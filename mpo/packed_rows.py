@@ -66,6 +66,11 @@ def narrowed(spans: Sequence[Span], places: Sequence[int]) -> list[Span]:
     return found
 
 
+def spread(states: Tensor, places: Tensor, tokens: int) -> Tensor:
+    """States of some places among all tokens of a row: (1, tokens, width), 0 elsewhere, of (1, n, width)."""
+    return states.new_zeros((1, tokens, states.shape[2])).index_copy(1, places, states)
+
+
 @dataclass(frozen=True)
 class PackedRow:
     """Families one after another in one row of T tokens.

@@ -10,7 +10,7 @@ from transformers import AttentionInterface
 
 from mpo.layer_probes import gives_the_same, is_made_of
 from mpo.packed_attention import packed_attention
-from mpo.packed_rows import Family, PackedRow, Span, narrowed
+from mpo.packed_rows import Family, PackedRow, Span, narrowed, spread
 
 PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
 NORMS = ("q_norm", "k_norm")
@@ -105,7 +105,7 @@ def _forward(layer: Any, hidden_states: Tensor, **settings: Any) -> Any:
     )
     found = layer.o_proj(found.flatten(2))
     if places is not None:
-        found = found.new_zeros((*states.shape[:2], found.shape[2])).index_copy(1, places, found)
+        found = spread(found, places, states.shape[1])
     return found, None
 
 

@@ -8,8 +8,8 @@ from mpo.errors import UnusableModel
 from mpo.estimates_shape import read_shape
 
 SMALL = 2_000_000
-"""Parameters up to which a model is computed by one thread. Its products take some ten microseconds; as much
-takes it to wake a second thread for each, which must not spin where other processes want the core."""
+"""Parameters up to which a model is computed by one thread. A second one must not spin where other processes
+want the core, and to wake it for each of a small model's products gains less than it takes."""
 
 
 def threads_for(threads: int, folders: Iterable[Path]) -> int:
