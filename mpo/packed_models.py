@@ -16,6 +16,7 @@ from mpo.packed_rows import Family, PackedRow
 from mpo.precision import autocast_of, in_fp32
 from mpo.replaced_layers import replace_where_equal, restore
 from mpo.rounding import share_apart, tolerance_of
+from mpo.seen_windows import check_windows
 
 PROBES = [(5, (4, 1)), (3, (2, 6, 3)), (1, (5,))]
 """Tokens of prompts and of their responses: of unequal lengths, some of a single token."""
@@ -74,6 +75,10 @@ def _why_not(model: PreTrainedModel) -> str | None:
         return "the model gives logits of all positions alone"
     families = _families(model.config.get_text_config().vocab_size)
     expected = _read_plainly(model, families)
+    try:
+        check_windows(model)
+    except CANNOT as error:
+        return f"the model does not read them together ({error})"
     model.set_attn_implementation(PACKED)
     replaced = replace_where_equal(model)
     reason = _what_differs(model, families, expected)

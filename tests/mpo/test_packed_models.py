@@ -19,6 +19,7 @@ from transformers.models.mpt import MptConfig
 from transformers.models.nemotron import NemotronConfig
 from transformers.models.olmo import OlmoConfig
 from transformers.models.qwen2 import Qwen2Config
+from transformers.models.qwen2_moe import Qwen2MoeConfig
 from transformers.models.qwen3 import Qwen3Config
 
 from mpo.dpo.objective import logprobs_of_pairs
@@ -55,6 +56,16 @@ FALLING_BACK = {
     "bloom, ALiBi": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
     "mpt, ALiBi": MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4),
     "nemotron, whose attention does not hear of the row": NemotronConfig(**GROUPED),
+    "qwen2-moe, whose windows are in its masks alone": Qwen2MoeConfig(
+        **GROUPED,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        num_experts=2,
+        num_experts_per_tok=1,
+        use_sliding_window=True,
+        sliding_window=64,
+        max_window_layers=1,
+    ),
     "mamba, state space": MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
 }
 PAIRS = [
