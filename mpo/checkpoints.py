@@ -1,6 +1,5 @@
 """Checkpoints of a running stage: written under a temporary name, synced, then renamed."""
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,24 +9,10 @@ from typing import Any
 import torch
 
 from mpo.reporter import Reporter, StageTask
+from mpo.synced import sync, sync_tree
 
 State = Mapping[str, object]
 """What torch.save keeps and `weights_only` loads: tensors, numbers, strings, and lists and dicts of them."""
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Returns when every file and folder below, and the folder itself, is on the disk."""
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
 
 
 @contextmanager
@@ -48,7 +33,7 @@ def complete_folder(target: Path) -> Iterator[Path]:
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 @contextmanager

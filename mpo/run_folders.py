@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from mpo.synced import sync, sync_tree
+
 KEY, STARTED, CHECKPOINTS, METRICS = "key", "started", "checkpoints", "metrics.jsonl"
 
 PRINT_SECONDS = 2.0
@@ -56,15 +58,17 @@ class StageFolder:
             path.write_text("".join(line for line in lines if _step(line) <= step), encoding="utf-8")
 
     def keep_checkpoint(self, folder: Path, step: int) -> None:
-        """Copies a complete checkpoint, then removes the older ones."""
+        """Copies a complete checkpoint, and removes the older ones once it is on the disk."""
         older = self._checkpoints()
         partial = self.path / CHECKPOINTS / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(folder, partial)
+        sync_tree(partial)
         target = self.path / CHECKPOINTS / str(step)
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
+        sync(target.parent)
         for path in older.values():
             if path != target:
                 shutil.rmtree(path)
@@ -76,8 +80,10 @@ class StageFolder:
             file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
     def finish(self) -> None:
-        """Marks the stage as done and drops its checkpoints."""
+        """Marks the stage as done, once its outputs are on the disk, and drops its checkpoints."""
+        sync_tree(self.path)
         (self.path / KEY).write_text(self.key)
+        sync(self.path / KEY)
         (self.path / STARTED).unlink()
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 

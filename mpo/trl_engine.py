@@ -22,12 +22,12 @@ from transformers import (
 )
 
 from mpo.batches import length_grouped_batches, optimizer_steps
-from mpo.checkpoints import sync_tree
 from mpo.errors import StageInterrupted
 from mpo.policies import training_device
 from mpo.precision import resolves_to_bf16
 from mpo.reporter import Reporter, StageTask
 from mpo.seeds import row_seed
+from mpo.synced import sync_tree
 from mpo.tokenization import load_tokenizer
 from mpo.training import TrainingOutcome, diverged, keep_nothing_else
 from mpo.training_config import TrainingConfig

@@ -28,6 +28,20 @@ def test_a_finished_stage_is_done_for_its_key_alone(tmp_path: Path) -> None:
     assert not StageFolder(tmp_path / "dpo", "k2").is_done()
 
 
+def test_a_stage_is_done_only_when_its_outputs_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = StageFolder(tmp_path / "dpo", "k1")
+    folder.open()
+    done: list[bool] = []
+    monkeypatch.setattr(
+        "mpo.run_folders.sync_tree", lambda path: done.append(StageFolder(path, "k1").is_done())
+    )
+    folder.finish()
+    assert done == [False]
+    assert folder.is_done()
+
+
 def test_an_attempt_goes_on_from_the_newest_checkpoint_of_the_same_key(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "dpo", "k1")
     folder.open()
