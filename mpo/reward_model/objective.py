@@ -83,6 +83,11 @@ class PairRewards:
         """Tokens of each pair's longer sequence."""
         return self.rows.lengths
 
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Of each pair: of its prompt and of both responses."""
+        return self.rows.tokens
+
     def weight(self, row: int) -> float:
         """As the data say; 1 where they do not."""
         return self.rows.weights[row]

@@ -48,6 +48,11 @@ class ResponseTokens:
         prompts = token_counts(self.prompts)
         return [p + r for p, r in zip(prompts, self.response_lengths, strict=True)]
 
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The same: a row is one sequence."""
+        return self.lengths
+
     @cached_property
     def response_lengths(self) -> Sequence[int]:
         """Tokens of each response."""

@@ -100,6 +100,11 @@ def task_of(
     return StageTask(config, named, output, seed, resume)
 
 
+def untimed(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What two runs of the same have in common: all but how fast they were."""
+    return {name: value for name, value in metrics.items() if not name.endswith("_per_second")}
+
+
 class RecordingReporter:
     """Keeps what a stage reports. stop_after: asks the stage to stop after this step."""
 
