@@ -17,7 +17,7 @@ from mpo.ppo.iteration import iterate, old_tokens
 from mpo.ppo.loss import ppo_policy_loss, ppo_value_loss
 from mpo.ppo.networks import Critic, Networks, trained_networks
 from mpo.ppo.prompts import EncodedPrompt
-from mpo.ppo.rollouts import Rollouts, form_micro_batches, measure_tokens
+from mpo.ppo.rollouts import PassBound, Rollouts, form_micro_batches, measure_tokens
 from mpo.ppo.state import PPOTraining, episode_counts
 from mpo.ppo.train import load_networks
 from mpo.reporter import StageInput, StageTask
@@ -140,9 +140,8 @@ def parity(training: PPOTraining, rollout: Path) -> dict[str, Any]:
     rollouts = Rollouts(prompts, [SampledResponse(ids) for ids in responses])
     networks, config = training.networks, training.config
     scores = score_responses(networks.reward_model, prompts, responses)
-    vocabulary = networks.policy.config.get_text_config().vocab_size
-    device = networks.policy.device
-    batches = form_micro_batches(rollouts, config.mini_batches, vocabulary, pad_id, device)
+    device, bound = networks.policy.device, PassBound.of(networks.policy)
+    batches = form_micro_batches(rollouts, config.mini_batches, bound, pad_id, device)
     tokens = measure_tokens(networks, batches, len(rollouts), config.temperature)
     old = old_tokens(training, scores.to(device), tokens)
     first = [_place(row, theirs["query_responses"]) for row in theirs["mini_batch"]]

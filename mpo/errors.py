@@ -77,6 +77,12 @@ class UnusableModel(MPOError):
     code = "unusable_model"
 
 
+class OutOfMemory(MPOError):
+    """The memory of the machine, or of its GPU, does not hold the stage."""
+
+    code = "out_of_memory"
+
+
 class TrainingDiverged(MPOError):
     """The loss or a gradient is not finite."""
 

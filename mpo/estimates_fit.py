@@ -71,3 +71,14 @@ def _shorter(config: TrainingConfig) -> Iterator[Changes]:
     while any(length > SHORTEST for length in lengths.values()):
         lengths = {name: max(min(SHORTEST, n), int(n * SHRINK)) for name, n in lengths.items()}
         yield dict(lengths)
+
+
+def worded(changes: Changes) -> str:
+    """As a sentence names them."""
+    return " and ".join(f"{name} {_worded(value)}" for name, value in changes.items())
+
+
+def _worded(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"of rank {value['rank']}" if isinstance(value, dict) else str(value)

@@ -44,6 +44,22 @@ class ResponseBatch:
         """The padded columns that predict those of the responses."""
         return slice(-self.response_mask.shape[1] - 1, -1)
 
+    def halves(self) -> list["ResponseBatch"]:
+        """The rows in two batches, in the same columns; one row cannot be divided."""
+        middle = len(self.rows) // 2
+        return [self._part(slice(middle)), self._part(slice(middle, None))] if middle else [self]
+
+    def _part(self, rows: slice) -> "ResponseBatch":
+        columns = [self.input_ids, self.attention_mask, self.position_ids, self.response_mask]
+        ids, attention, positions, response = (column[rows] for column in columns)
+        before = ids.shape[1] - response.shape[1]
+        families = [
+            Family(ids[i, :before][attention[i, :before].bool()].tolist(), [ids[i, before:][mask].tolist()])
+            for i, mask in enumerate(response)
+        ]
+        packed = PackedRow.of(families, ids.device)
+        return ResponseBatch(self.rows[rows], ids, attention, positions, response, packed)
+
     def spread(self, by_token: Tensor) -> Tensor:
         """Numbers of real tokens in their columns: (rows, response columns) of (tokens,); 0 at padding."""
         return by_token.new_zeros(self.response_mask.shape).masked_scatter(self.response_mask, by_token)

@@ -3,6 +3,7 @@
 from mpo.heap import keep_freed_memory
 from mpo.ranks import ALONE, Ranks
 from mpo.reporter import Reporter, StageTask
+from mpo.short_memory import is_short, out_of_memory
 
 
 def run_stage(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None:
@@ -11,11 +12,21 @@ def run_stage(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
     ranks: every one of them calls this with the same task, and rank 0 alone writes; of stages that are not
     spread (`mpo.ranks.is_spread`) there is only one.
 
-    Seeds, determinism and what becomes of freed memory are set for the whole process. Raises mpo.errors.*.
+    Seeds, determinism and what becomes of freed memory are set for the whole process. Raises mpo.errors.*,
+    of which OutOfMemory is whatever said that memory was short.
     """
     if task.config.slot == "gpu":
         _fix_randomness(task.seed)
         keep_freed_memory()
+    try:
+        _run(task, reporter, ranks)
+    except Exception as error:
+        if not is_short(error):
+            raise
+        raise out_of_memory(task) from error
+
+
+def _run(task: StageTask, reporter: Reporter, ranks: Ranks) -> None:
     match task.config.kind:
         case "hold_out":
             from mpo.hold_out import hold_out_groups

@@ -1,17 +1,21 @@
 """Gradients and losses of a step: this rank's share of its rows, and all ranks' together."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
-
-import torch
 
 from mpo.gradient_sums import sum_gradients
 from mpo.ranks import share
+from mpo.short_memory import if_it_fits
 
 if TYPE_CHECKING:
     from mpo.training import Training
+
+MEMORY_IS_SHORT = (
+    "The device's memory did not hold a forward pass: from here on passes are half as large. The result is "
+    "the same but for rounding; shorter max_prompt_tokens and max_response_tokens, or lora, need less."
+)
 
 
 def gradients_within_memory(training: "Training", rows: Sequence[int]) -> tuple[float, Mapping[str, float]]:
@@ -23,9 +27,11 @@ def gradients_within_memory(training: "Training", rows: Sequence[int]) -> tuple[
         # One whose memory is short cannot go on by itself: the others wait for it within a pass.
         return added_up(ranks.gather_objects(accumulate_gradients(training, part)))
     if not training.halved:
-        shares = ranks.gather_objects(gradients_if_they_fit(training, part))
+        shares = ranks.gather_objects(if_it_fits(partial(accumulate_gradients, training, part)))
         fit = [share for share in shares if share is not None]
-        training.halved = len(fit) < len(shares)
+        if len(fit) < len(shares):
+            training.halved = True
+            training.tell(MEMORY_IS_SHORT)  # now: should half of a pass not fit either, this has been said
     if training.halved:
         fit = ranks.gather_objects(accumulate_gradients(training, part))
     sum_gradients(ranks, training.trained().values())
@@ -47,13 +53,6 @@ def share_of(training: "Training", rows: Sequence[int]) -> Share:
     weight = sum(objective.weight(row) for row in rows) or 1.0  # all weights 0: nothing to learn here
     places = share(training.ranks, [objective.lengths[row] for row in rows])
     return Share(rows[places.start : places.stop], weight, rows[:1])
-
-
-def gradients_if_they_fit(training: "Training", part: Share) -> tuple[float, Mapping[str, float]] | None:
-    """As `accumulate_gradients`; None where the memory was short."""
-    with suppress(torch.OutOfMemoryError):
-        return accumulate_gradients(training, part)
-    return None  # here, where the error is gone: it holds on to the memory of the pass
 
 
 def accumulate_gradients(training: "Training", part: Share) -> tuple[float, Mapping[str, float]]:

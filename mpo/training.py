@@ -1,6 +1,7 @@
 """The training loop on rows of data: SFT, reward models and DPO are objectives of it."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from mpo.batches import length_grouped_batches, optimizer_steps
 from mpo.checkpoints import State, handed_over, load_state, save_state
 from mpo.errors import StageInterrupted, TrainingDiverged
 from mpo.heap import take_into_memory
+from mpo.packed_models import say_nothing
 from mpo.ranks import ALONE, Ranks, any_of
 from mpo.reporter import Reporter, StageTask
 from mpo.seeds import row_seed
@@ -24,10 +26,6 @@ from mpo.training_config import TrainingConfig
 
 MAX_GRAD_NORM = 1.0
 STATE_FILE = "state.pt"
-MEMORY_IS_SHORT = (
-    "The device's memory did not hold a forward pass: from here on passes are half as large. The result is "
-    "the same but for rounding; shorter max_prompt_tokens and max_response_tokens, or lora, need less."
-)
 NAMED_ROWS = 8
 """Rows that a failure's message names at most; its facts name all."""
 
@@ -43,6 +41,11 @@ class Objective(Protocol):
     @property
     def lengths(self) -> Sequence[int]:
         """Tokens of each row's longest sequence; computed once, as every step asks."""
+        ...
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Of each row, a prompt that two sequences share counted once."""
         ...
 
     def weight(self, row: int) -> float:
@@ -73,7 +76,8 @@ class Training:
 
     model: in training; what does not require gradients is frozen. ranks: all of them hold the same training.
     halved: whether forward passes hold half of what they might, as the memory did not hold more. first, last:
-    metrics of those steps. in_shards: whether each rank holds a part of every weight in training.
+    metrics of those steps. in_shards: whether each rank holds a part of every weight in training. tell: hears
+    what a person should read, though the training goes on.
     """
 
     model: PreTrainedModel
@@ -85,6 +89,7 @@ class Training:
     halved: bool = False
     first: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
+    tell: Callable[[str], None] = say_nothing
 
     def __post_init__(self) -> None:
         # Once: every step asks for them, and to walk through a model's modules takes longer than it seems.
@@ -121,6 +126,10 @@ class Training:
             self._ordered, self._batches = number, self._batches_of(number)
         return self._batches[step]
 
+    def tokens_of_step(self) -> int:
+        """Of the rows of the next step."""
+        return sum(self.objective.tokens[row] for row in self.next_rows())
+
     def _batches_of(self, number: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(row_seed(self.seed, number))
         return length_grouped_batches(self.objective.lengths, self.config.batch_pairs, generator)
@@ -136,8 +145,8 @@ def train_step(training: Training, before: int = 0) -> dict[str, float]:
     before: steps of the stage before this training, for the error to count from.
     Passes add up exactly: each is divided by the weight of the whole step. Gradients are clipped to norm 1.
     Where the device's memory does not hold them, passes are halved from here on, once in a training.
-    Raises TrainingDiverged where the loss or the gradient is not finite; then no weight has changed. Raises
-    torch.OutOfMemoryError where half of a pass is too much as well.
+    Raises TrainingDiverged where the loss or the gradient is not finite; then no weight has changed. Half of
+    a pass that is too much as well raises what torch does (`mpo/short_memory.py: is_short`).
     """
     objective, rows, rate = training.objective, training.next_rows(), training.learning_rate()
     loss, sums = gradients_within_memory(training, rows)
@@ -198,13 +207,12 @@ def run(
     needs. Raises TrainingDiverged, StageInterrupted.
     """
     total = training.total_steps if total is None else total
+    training.tell = reporter.warn
     while training.steps_done < training.total_steps:
-        whole = not training.halved
+        tokens, started = training.tokens_of_step(), time.perf_counter()
         metrics = train_step(training, before)
-        if whole and training.halved:
-            reporter.warn(MEMORY_IS_SHORT)
-        step = before + training.steps_done
-        reporter.progress(step, total, metrics)
+        step, seconds = before + training.steps_done, time.perf_counter() - started
+        reporter.progress(step, total, {**metrics, "tokens_per_second": tokens / seconds})
         if training.steps_done == training.total_steps:
             break
         stopping, due = any_of(training.ranks, reporter.should_stop(), reporter.checkpoint_due())

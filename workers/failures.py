@@ -2,10 +2,12 @@
 
 import errno
 import json
+import signal
 from typing import Any
 
 from core.uploading import StoreFailed
 from mpo.errors import MPOError
+from mpo.short_memory import is_short
 from workers.child_protocol import Crashed, Failed
 
 OUTPUT_CHARACTERS = 4_000
@@ -20,8 +22,8 @@ def failed(error: BaseException) -> Failed:
     """What went wrong in a child. Memory is named: less of it can be asked for; the rest is a defect."""
     if isinstance(error, MPOError):
         return Failed(error.code, error.detail, error.retryable, _sayable(error.facts))
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        message = "Out of memory: lower batch_pairs, rollout_prompts or the token limits"
+    if is_short(error):
+        message = "Memory was short: a smaller model, or fewer or shorter texts at once, need less"
         return Failed("out_of_memory", message, retryable=False)
     return Failed("internal_error", f"{type(error).__name__}: {error}", retryable=False)
 
@@ -46,6 +48,8 @@ def crash_row(crash: Crashed, output: str) -> dict[str, Any]:
     code = crash.exit_code
     how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
     message = f"The process died three times without progress, last by {how}"
+    if code == -signal.SIGKILL:
+        message += ": so does the system where memory runs out. A dry run tells what the stage needs"
     return {"code": "crashed", "message": message, "output": output[-OUTPUT_CHARACTERS:]}
 
 

@@ -35,7 +35,9 @@ class Excess:
         )
         if self.nearest is None or self.nearest_bytes is None:
             return f"{needs}. No other batch or length and no adapters make it fit: take a smaller model"
-        changes = " and ".join(f"{name} {_written(value)}" for name, value in self.nearest.items())
+        from mpo.estimates_fit import worded
+
+        changes = worded(self.nearest)
         return f"{needs}. The nearest setting that fits is {changes}: {_gib(self.nearest_bytes)}"
 
 
@@ -51,9 +53,3 @@ def find_excess(config: Stage, memory: int, limit: int, memory_of: Callable[[Sta
 
 def _gib(count: int) -> str:
     return f"{count / GIB:.2f} GiB"
-
-
-def _written(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"of rank {value['rank']}" if isinstance(value, dict) else str(value)

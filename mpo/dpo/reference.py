@@ -17,6 +17,7 @@ from mpo.ragged_pairs import lengths_of
 from mpo.ranks import ALONE, Ranks, any_of
 from mpo.reporter import StageTask
 from mpo.tokenization import EncodedPair
+from mpo.training import listed_rows
 
 FROZEN = "reference"
 """Name of the adapter that is the reference, where it is one over the policy's base."""
@@ -89,3 +90,15 @@ def pair_logprobs(
     if any(any_of(ranks, stopping)):
         raise StageInterrupted
     return PairLogprobs(*map(ranks.sum, logprobs))
+
+
+def check_reference(told: PairLogprobs, ids: Sequence[str]) -> None:
+    """Raises UnusableModel where the reference told no finite number: the first step that read it would say
+    that the policy diverged. ids: of the pairs."""
+    finite = told.chosen.isfinite() & told.rejected.isfinite()
+    if broken := [ids[row] for row in (~finite).nonzero()[:, 0].tolist()]:
+        raise UnusableModel(
+            f"The reference's log-probabilities are not finite on {len(broken)} of {len(ids)} pairs: "
+            f"{listed_rows(broken)}. Look at its weights, then at these rows.",
+            rows=broken,
+        )

@@ -10,12 +10,13 @@ from mpo.config import DPOStage
 from mpo.dpo.curriculum import plan_passes
 from mpo.dpo.engine import fit_with_trl
 from mpo.dpo.objective import PairObjective
-from mpo.dpo.reference import pair_logprobs, reference_model
+from mpo.dpo.reference import check_reference, pair_logprobs, reference_model
 from mpo.dpo.state import DPOTraining, restore, save_pass, save_start
 from mpo.errors import EmptySplit, StageInterrupted
 from mpo.packed_models import pack_where_exact
 from mpo.policies import to_training_device
 from mpo.precision import set_precision
+from mpo.ragged_pairs import ids_of
 from mpo.ranks import ALONE, Ranks, any_of
 from mpo.recomputation import recompute_layers
 from mpo.records import count_rows, stream_pairs
@@ -94,6 +95,8 @@ def compute_reference(training: DPOTraining, task: StageTask, reporter: Reporter
             training.reference = pair_logprobs(
                 model, pairs, training.pad_id, reporter.should_stop, training.ranks
             )
+        if not later:  # else it is what was trained here, and its training says so
+            check_reference(training.reference, ids_of(pairs))
     except StageInterrupted:
         if later:  # else there is nothing to keep
             hand_over(training, task, reporter)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import chain, pairwise
 
 import torch
@@ -16,7 +17,15 @@ from mpo.ppo.loss import OldTokens
 from mpo.ppo.metrics import rollout_metrics
 from mpo.ppo.networks import move_reference
 from mpo.ppo.rewards import penalise_cut_responses, token_rewards
-from mpo.ppo.rollouts import Rollouts, RolloutTokens, form_micro_batches, measure_tokens, sample_rollouts
+from mpo.ppo.rollouts import (
+    PassBound,
+    Rollouts,
+    RolloutTokens,
+    form_micro_batches,
+    measure_own_tokens,
+    of_all_ranks,
+    sample_rollouts,
+)
 from mpo.ppo.state import EPISODE, PPOTraining
 from mpo.ppo.stops import nothing_to_learn, passed_max_kl
 from mpo.ppo.update import update
@@ -24,6 +33,7 @@ from mpo.ranks import any_of, share
 from mpo.responses import ResponseBatch
 from mpo.reward_model.score import score_responses
 from mpo.seeds import row_seed
+from mpo.short_memory import if_it_fits
 
 
 def iterate(training: PPOTraining, should_stop: Callable[[], bool]) -> dict[str, float] | None:
@@ -38,10 +48,7 @@ def iterate(training: PPOTraining, should_stop: Callable[[], bool]) -> dict[str,
         return None
     clock.append(time.perf_counter())
     scores = _score(training, rollouts)
-    batches = _micro_batches(training, rollouts)
-    tokens = measure_tokens(
-        training.networks, batches, len(rollouts), training.config.temperature, training.ranks
-    )
+    batches, tokens = _measure(training, rollouts)
     check_finite(training, _named(scores, tokens))
     rewards = penalise_cut_responses(scores, rollouts.was_cut, training.config.missing_eos_penalty)
     old = old_tokens(training, rewards.to(tokens.logprobs.device), tokens)
@@ -98,11 +105,38 @@ def _score(training: PPOTraining, rollouts: Rollouts) -> Tensor:
     return training.ranks.sum(scores)
 
 
+def _measure(training: PPOTraining, rollouts: Rollouts) -> tuple[list[ResponseBatch], RolloutTokens]:
+    """What the networks say of the responses, and the micro-batches that they said it of. Where the memory of
+    any rank was short these are halved, once in a training."""
+    ranks, batches = training.ranks, _micro_batches(training, rollouts)
+    measure = partial(
+        measure_own_tokens,
+        training.networks,
+        episodes=len(rollouts),
+        temperature=training.config.temperature,
+        ranks=ranks,
+    )
+    if not training.halved:
+        own = if_it_fits(partial(measure, batches))
+        fits = all(ranks.gather_objects(own is not None))
+        if own is not None and fits:
+            return batches, of_all_ranks(own, ranks)
+        training.halve()
+        batches = _micro_batches(training, rollouts)
+    return batches, of_all_ranks(measure(batches), ranks)
+
+
 def _micro_batches(training: PPOTraining, rollouts: Rollouts) -> list[ResponseBatch]:
     policy = training.networks.policy
-    vocabulary = policy.config.get_text_config().vocab_size
-    steps, pad_id = training.config.mini_batches, training.terminators.pad_id
-    return form_micro_batches(rollouts, steps, vocabulary, pad_id, policy.device, training.ranks)
+    return form_micro_batches(
+        rollouts,
+        training.config.mini_batches,
+        PassBound.of(policy),
+        training.terminators.pad_id,
+        policy.device,
+        training.ranks,
+        halved=training.halved,
+    )
 
 
 def _named(scores: Tensor, tokens: RolloutTokens) -> dict[str, Tensor | None]:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mpo.batches import rows_at_once
+from mpo.batches import LOGITS_AT_ONCE
 from mpo.generation import SampledResponse, SamplingConfig, sample
 from mpo.logprobs import token_logprobs
+from mpo.packed_models import reads_packed_rows
+from mpo.packed_rows import tokens_at_once
 from mpo.ppo.networks import Networks, ValueHead
 from mpo.ranks import ALONE, Ranks, share
 from mpo.responses import (
@@ -42,6 +44,30 @@ class Rollouts:
     def was_cut(self) -> Tensor:
         """(episodes,), True where a response reached the limit before it ended; on the CPU."""
         return torch.tensor([response.finish_reason == "length" for response in self.responses])
+
+
+@dataclass(frozen=True)
+class PassBound:
+    """What a forward pass may hold: tokens, those of responses, whose logits are kept, and whether rows are
+    padded to the longest of them."""
+
+    tokens: int
+    responses: int
+    padded: bool
+
+    @classmethod
+    def of(cls, policy: PreTrainedModel) -> "PassBound":
+        """For passes through a policy."""
+        vocabulary = policy.config.get_text_config().vocab_size
+        return cls(tokens_at_once(policy.device), LOGITS_AT_ONCE // vocabulary, not reads_packed_rows(policy))
+
+    def holds(self, prompts: Sequence[int], responses: Sequence[int]) -> bool:
+        """Whether rows of so many tokens are within it; a row by itself always is."""
+        if self.padded:
+            count, longest = len(prompts), max(responses)
+            prompts, responses = [max(prompts)] * count, [longest] * count
+        within = sum(prompts) + sum(responses) <= self.tokens and sum(responses) <= self.responses
+        return within or len(prompts) == 1
 
 
 @dataclass(frozen=True)
@@ -78,27 +104,39 @@ def sample_rollouts(
 def form_micro_batches(
     rollouts: Rollouts,
     optimizer_steps: int,
-    vocabulary: int,
+    bound: PassBound,
     pad_id: int,
     device: torch.device,
     ranks: Ranks = ALONE,
+    *,
+    halved: bool = False,
 ) -> list[ResponseBatch]:
-    """The episodes in order, in as many even parts for each optimizer step as the memory bound asks for.
+    """The episodes in order, in as few even parts for each optimizer step as the bound allows; halved: in
+    twice as many, as the memory did not hold these.
 
     Of each part this rank's share, which may be empty: the parts, and so the optimizer steps, are the same on
     any number of ranks.
     """
     tokens = rollouts.tokens
-    longest = max(tokens)
-    steps = min(optimizer_steps, len(rollouts))
-    rows_a_step = -(-len(rollouts) // steps)
-    parts = steps * -(-rows_a_step // rows_at_once(longest, vocabulary))
-    batches = list(even_parts(len(rollouts), parts))
+    batches = _parts(rollouts, min(optimizer_steps, len(rollouts)), bound)
+    if halved:
+        batches = list(even_parts(len(rollouts), 2 * len(batches)))
     mine = [share(ranks, tokens[rows.start : rows.stop], turn) for turn, rows in enumerate(batches)]
     return [
         _micro_batch(rollouts, rows[here.start : here.stop], pad_id, device)
         for rows, here in zip(batches, mine, strict=True)
     ]
+
+
+def _parts(rollouts: Rollouts, steps: int, bound: PassBound) -> list[range]:
+    prompts = [len(prompt) for prompt in rollouts.prompts]
+    responses = [len(response.token_ids) for response in rollouts.responses]
+    parts = steps
+    while True:
+        rows = list(even_parts(len(rollouts), parts))
+        if all(bound.holds(prompts[r.start : r.stop], responses[r.start : r.stop]) for r in rows):
+            return rows
+        parts += steps
 
 
 def _micro_batch(rollouts: Rollouts, rows: range, pad_id: int, device: torch.device) -> ResponseBatch:
@@ -111,7 +149,6 @@ def _micro_batch(rollouts: Rollouts, rows: range, pad_id: int, device: torch.dev
     )
 
 
-@torch.no_grad()
 def measure_tokens(
     networks: Networks,
     batches: Sequence[ResponseBatch],
@@ -126,6 +163,19 @@ def measure_tokens(
     The same tensors through the same weights give the same bits: before the first update every ratio is
     exactly 1, and where policy and reference are equal every KL exactly 0.
     """
+    return of_all_ranks(measure_own_tokens(networks, batches, episodes, temperature, ranks), ranks)
+
+
+@torch.no_grad()
+def measure_own_tokens(
+    networks: Networks,
+    batches: Sequence[ResponseBatch],
+    episodes: int,
+    temperature: float,
+    ranks: Ranks,
+) -> RolloutTokens:
+    """The same of this rank's episodes; 0 at the others'. Of all ranks it wants to know the longest response
+    alone, before it begins."""
     longest = max(ranks.gather_objects(max(batch.response_mask.shape[1] for batch in batches)))
     device = batches[0].input_ids.device
     mask = torch.zeros((episodes, longest), dtype=torch.bool, device=device)
@@ -152,15 +202,20 @@ def measure_tokens(
         if networks.sft is not None:
             keep("sft_logprobs", batch, response_logprobs(networks.sft, batch, temperature))
     if networks.sft is None:
-        del columns["sft_logprobs"]
-    found = {name: ranks.sum(column) for name, column in columns.items()}  # elsewhere they are 0
+        return RolloutTokens(mask, **{**columns, "sft_logprobs": None})
+    return RolloutTokens(mask, **columns)
+
+
+def of_all_ranks(own: RolloutTokens, ranks: Ranks) -> RolloutTokens:
+    """The numbers of all ranks' episodes together."""
+    sft = own.sft_logprobs
     return RolloutTokens(
-        response_mask=ranks.sum(mask.to(torch.uint8)).bool(),
-        logprobs=found["logprobs"],
-        entropies=found["entropies"],
-        reference_logprobs=found["reference_logprobs"],
-        sft_logprobs=found.get("sft_logprobs"),
-        values=found["values"],
+        response_mask=ranks.sum(own.response_mask.to(torch.uint8)).bool(),
+        logprobs=ranks.sum(own.logprobs),
+        entropies=ranks.sum(own.entropies),
+        reference_logprobs=ranks.sum(own.reference_logprobs),
+        sft_logprobs=None if sft is None else ranks.sum(sft),
+        values=ranks.sum(own.values),
     )
 
 

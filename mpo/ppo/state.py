@@ -1,17 +1,20 @@
 """What a PPO training consists of between two iterations, and how it is kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpo.checkpoints import load_state, save_state
 from mpo.config import PPOStage
 from mpo.generation import SamplingConfig
+from mpo.packed_models import say_nothing
 from mpo.ppo.networks import Networks, TrainedNetwork, kept, put_back, weights_of
 from mpo.ppo.prompts import EncodedPrompt
 from mpo.ppo.rollouts import episode_prompts
 from mpo.ranks import ALONE, Ranks
 from mpo.responses import even_parts
 from mpo.seeds import row_seed
+from mpo.step_gradients import MEMORY_IS_SHORT
 from mpo.tokenization import Terminators
 
 STATE_FILE = "state.pt"
@@ -27,7 +30,9 @@ class PPOTraining:
     All that it draws at random follows from the seed and the position, so that no generator has to be kept.
     prompts: distinct. counts: episodes of each iteration. kl_coefficient: of the next iteration. ranks: they
     all hold the same training. equal_batches: how many iterations in a row had all their rewards equal.
-    stopped: why it ended early. first, last: metrics of the first and the last iteration that ended.
+    halved: whether forward passes hold half of what they might, as the memory did not hold more. stopped: why
+    it ended early. first, last: metrics of the first and the last iteration that ended. tell: hears what a
+    person should read, though the training goes on.
     """
 
     config: PPOStage
@@ -42,9 +47,16 @@ class PPOTraining:
     iteration: int = 0
     optimizer_steps: int = 0
     equal_batches: int = 0
+    halved: bool = False
     stopped: str | None = None
     first: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
+    tell: Callable[[str], None] = say_nothing
+
+    def halve(self) -> None:
+        """Forward passes hold half of what they might from here on."""
+        self.halved = True
+        self.tell(MEMORY_IS_SHORT)
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -88,6 +100,7 @@ def save(training: PPOTraining, folder: Path) -> None:
         "optimizer_steps": training.optimizer_steps,
         "kl_coefficient": training.kl_coefficient,
         "equal_batches": training.equal_batches,
+        "halved": training.halved,
         "first": training.first,
         "last": training.last,
         "trained": {trained.name: trained.state() for trained in training.trained},
@@ -106,4 +119,5 @@ def restore(training: PPOTraining, folder: Path) -> None:
         put_back(weights_of(training.networks.reference), state["reference"])
     training.iteration, training.optimizer_steps = state["iteration"], state["optimizer_steps"]
     training.kl_coefficient, training.equal_batches = state["kl_coefficient"], state["equal_batches"]
+    training.halved = state["halved"]
     training.first, training.last = state["first"], state["last"]

@@ -83,6 +83,7 @@ def load_training(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> 
         trained=trained_networks(networks, config.learning_rate),
         kl_coefficient=config.kl_coefficient,
         ranks=ranks,
+        tell=reporter.warn,
     )
 
 

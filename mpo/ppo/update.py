@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -17,6 +18,7 @@ from mpo.ppo.state import UPDATE_ORDER, PPOTraining
 from mpo.ranks import Ranks
 from mpo.responses import ResponseBatch, even_parts, response_logits_and_states, response_logprobs
 from mpo.seeds import permutation
+from mpo.short_memory import if_it_fits
 
 
 @dataclass
@@ -43,6 +45,16 @@ class UpdateStatistics:
             "grad_norm": self.grad_norm / self.steps,
         }
 
+    def add(self, step: "UpdateStatistics") -> None:
+        """With those of one more step."""
+        self.steps += step.steps
+        self.policy_loss += step.policy_loss
+        self.value_loss += step.value_loss
+        self.grad_norm += step.grad_norm
+        self.clipped_tokens += step.clipped_tokens
+        self.tokens += step.tokens
+        self.largest_ratio = max(self.largest_ratio, step.largest_ratio)
+
     def of_all(self, ranks: Ranks) -> "UpdateStatistics":
         """With what each rank had of its shares; steps, tokens and norms were the whole steps'."""
         every = ranks.gather_objects(self)
@@ -59,33 +71,28 @@ def update(training: PPOTraining, batches: Sequence[ResponseBatch], old: OldToke
     """Passes over the micro-batches in random orders, dealt evenly to the optimizer steps of a pass.
 
     batches: this rank's shares. old: (episodes, tokens), of all. The rows of a micro-batch never change
-    within an iteration, or the first ratios would not be exactly 1. Raises TrainingDiverged.
+    within an iteration, or the first ratios would not be exactly 1; but where the memory of any rank did not
+    hold one after all, all are halved from there on. Raises TrainingDiverged.
     """
-    statistics = UpdateStatistics()
-    _take_steps(training, batches, old, statistics)
-    return statistics.of_all(training.ranks)
-
-
-def _take_steps(
-    training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens, statistics: UpdateStatistics
-) -> None:
+    statistics, halved = UpdateStatistics(), training.halved
     config = training.config
     for epoch in range(config.epochs):
         order = permutation(len(batches), training.seed, UPDATE_ORDER, training.iteration, epoch)
         for part in even_parts(len(batches), config.mini_batches):
             if training.optimizer_steps == config.max_steps:
-                return
-            _optimizer_step(training, [batches[order[place]] for place in part], old, statistics)
+                return statistics.of_all(training.ranks)
+            mine = [batches[order[place]] for place in part]
+            statistics.add(_optimizer_step(training, mine, old, were_halved=halved))
+    return statistics.of_all(training.ranks)
 
 
 def _optimizer_step(
-    training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens, statistics: UpdateStatistics
-) -> None:
+    training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens, *, were_halved: bool
+) -> UpdateStatistics:
+    """were_halved: whether the micro-batches were formed when passes were halved already."""
     ranks = training.ranks
     tokens = ranks.sum(torch.stack([batch.response_mask.sum() for batch in batches]).sum())
-    for trained in training.trained:
-        trained.optimizer.zero_grad(set_to_none=True)
-    broken = _accumulate_until_broken(training, batches, old, tokens, statistics)
+    step, broken = _gradients_within_memory(training, batches, old, tokens, were_halved)
     if any(everywhere := ranks.gather_objects(broken)):
         rows = list(chain(*everywhere))
         raise diverged(training, "the loss", rows, step=training.optimizer_steps + 1)
@@ -97,24 +104,44 @@ def _optimizer_step(
     for trained in training.trained:
         trained.step(training.learning_rate())
     training.optimizer_steps += 1
-    statistics.steps += 1
-    statistics.tokens += int(tokens)
-    statistics.grad_norm += norms[0]
+    return replace(step, steps=1, tokens=int(tokens), grad_norm=norms[0])
 
 
-def _accumulate_until_broken(
+Gradients = tuple[UpdateStatistics, list[int]]
+"""What a step's passes came to, and the rows of the first micro-batch whose loss is not finite; none where
+all are."""
+
+
+def _gradients_within_memory(
     training: PPOTraining,
     batches: Sequence[ResponseBatch],
     old: OldTokens,
     tokens: Tensor,
-    statistics: UpdateStatistics,
-) -> list[int]:
-    """The rows of the first micro-batch whose loss is not finite; none where all are."""
+    were_halved: bool,
+) -> Gradients:
+    if not training.halved:
+        found = if_it_fits(partial(_accumulate_until_broken, training, batches, old, tokens))
+        fits = all(training.ranks.gather_objects(found is not None))
+        if found is not None and fits:
+            return found
+        training.halve()
+    if not were_halved:
+        batches = [half for batch in batches for half in batch.halves()]
+    return _accumulate_until_broken(training, batches, old, tokens)
+
+
+def _accumulate_until_broken(
+    training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens, tokens: Tensor
+) -> Gradients:
+    """Leaves the gradients of the micro-batches in the weights."""
+    step = UpdateStatistics()
+    for trained in training.trained:
+        trained.optimizer.zero_grad(set_to_none=True)
     for batch in batches:
-        if len(batch.rows) and not _accumulate(training, batch, old, tokens, statistics):
+        if len(batch.rows) and not _accumulate(training, batch, old, tokens, step):
             rows: list[int] = batch.rows.tolist()
-            return rows
-    return []
+            return step, rows
+    return step, []
 
 
 def _accumulate(

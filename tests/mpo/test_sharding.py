@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mpo.adapters import Opened
 from mpo.config import DPOStage, RewardModelStage, SFTStage, Stage
-from mpo.errors import RankFailed
+from mpo.errors import OutOfMemory, RankFailed
 from mpo.packed_rows import TOKENS_AT_ONCE
 from mpo.policies import load_policy, load_reward_model, save_model
 from mpo.process_group import ProcessGroup
@@ -142,7 +142,7 @@ def test_a_rank_whose_memory_is_short_ends_all_with_its_error(
     doomed: Run, house: Path, tmp_path: Path
 ) -> None:
     errors = doomed(be_short_within_a_pass, task_for(house, tmp_path / "out", CONFIGS["reward_model"]))
-    assert [type(error) for error in errors] == [torch.OutOfMemoryError] * 2
+    assert [type(error) for error in errors] == [OutOfMemory] * 2
 
 
 def be_short_within_a_pass(group: ProcessGroup, task: StageTask) -> None:

@@ -16,8 +16,9 @@ from mpo.errors import StageInterrupted, TrainingDiverged
 from mpo.policies import load_policy, load_reward_model
 from mpo.reward_model.objective import PairRewards, PairRows
 from mpo.sft.train import ResponseTokens
+from mpo.step_gradients import MEMORY_IS_SHORT
 from mpo.tokenization import EncodedPair
-from mpo.training import MEMORY_IS_SHORT, Objective, Training, diverged, restore, run, save, train_step
+from mpo.training import Objective, Training, diverged, restore, run, save, train_step
 from mpo.training_config import TrainingConfig
 from tests.mpo.tiny import PAD, RecordingReporter, task_of, write_policy, write_reward_model
 
@@ -39,6 +40,10 @@ class InParts:
     @property
     def lengths(self) -> Sequence[int]:
         return self.objective.lengths
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        return self.objective.tokens
 
     def weight(self, row: int) -> float:
         return self.objective.weight(row)
@@ -304,7 +309,9 @@ def test_run_counts_on_from_the_steps_before_and_keeps_what_the_stage_adds(
     outcome = run(rest, task, RecordingReporter(), before=3, total=6)
     assert outcome.steps == 3
     assert math.isfinite(outcome.last["loss"])
-    assert outcome.first == reporter.steps[0][2]
+    reported = dict(reporter.steps[0][2])
+    assert reported.pop("tokens_per_second") > 0
+    assert outcome.first == reported
 
 
 @dataclass(frozen=True)

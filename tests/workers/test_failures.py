@@ -5,7 +5,9 @@ import errno
 import pytest
 
 from core.uploading import StoreFailed
-from workers.failures import store_failed
+from mpo.errors import OutOfMemory
+from workers.child_protocol import Crashed
+from workers.failures import crash_row, failed, store_failed
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,19 @@ def test_a_store_that_may_answer_in_another_moment_is_asked_again(error: OSError
     failure = store_failed(error)
     assert (failure.code, failure.retryable) == ("storage_failed", again)
     assert failure.message == f"The store: {error.strerror}"
+
+
+def test_memory_that_is_short_is_named() -> None:
+    error = RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory"
+    )
+    assert failed(error).code == "out_of_memory"
+    assert failed(RuntimeError("shapes do not fit")).code == "internal_error"
+    of_stage = failed(OutOfMemory("Memory was short. The nearest setting is lora of rank 8"))
+    assert (of_stage.code, of_stage.retryable) == ("out_of_memory", False)
+    assert "lora of rank 8" in of_stage.message
+
+
+def test_a_process_that_the_system_killed_may_have_had_no_memory() -> None:
+    assert "where memory runs out" in crash_row(Crashed(-9), "")["message"]
+    assert "memory" not in crash_row(Crashed(-11), "")["message"]

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from mpo.adapters import TRAINED, open_policy, weights_digest
 from mpo.config import DPOStage, SFTStage
 from mpo.dpo.loss import PairLogprobs
-from mpo.dpo.reference import pair_logprobs, reference_model
+from mpo.dpo.reference import check_reference, pair_logprobs, reference_model
 from mpo.errors import StageInterrupted, UnusableModel
 from mpo.policies import load_policy
 from mpo.reporter import StageTask
@@ -74,6 +75,15 @@ def test_logprobs_of_both_responses_in_order() -> None:
                 torch.log_softmax(logits[first + k], -1)[token].item() for k, token in enumerate(response)
             )
             assert logprobs[row].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_reference_that_says_no_number_is_named_with_the_rows() -> None:
+    model = tiny_llama(50)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[30] = math.nan
+    told = pair_logprobs(model, PAIRS, pad_id=0)
+    with pytest.raises(UnusableModel, match=r"reference's log-probabilities .* on 1 of 2 pairs: first\. "):
+        check_reference(told, ["first", "second"])
 
 
 def test_an_adapter_over_the_policy_s_base_gives_the_policy_s_numbers_to_the_bit(

@@ -20,6 +20,7 @@ from tests.mpo.tiny import (
     RecordingReporter,
     task_of,
     tiny_llama,
+    untimed,
     word_pairs,
     write_pairs,
     write_policy,
@@ -50,7 +51,7 @@ def test_training_starts_at_log_two_and_learns_the_preference(inputs: Inputs, tm
     config = DPOStage(learning_rate=4e-3, epochs=4, batch_pairs=8)
     summary, reporter = train(config, inputs, tmp_path / "dpo")
     assert [(step, total) for step, total, _ in reporter.steps] == [(k, 12) for k in range(1, 13)]
-    assert set(reporter.steps[0][2]) == {
+    assert set(untimed(reporter.steps[0][2])) == {
         "loss",
         "learning_rate",
         "grad_norm",
@@ -205,11 +206,14 @@ def test_a_loss_that_is_not_finite_names_its_step_and_rows(inputs: Inputs, tmp_p
     with torch.no_grad():
         broken.lm_head.weight[3] = float("nan")
     broken.save_pretrained(tmp_path / "base")
+    sound = inputs | {"reference": write_policy(tmp_path / "sound")}
     with pytest.raises(TrainingDiverged, match="at step 1, on the rows") as caught:
-        train(DPOStage(batch_pairs=4), inputs, tmp_path / "dpo")
+        train(DPOStage(batch_pairs=4), sound, tmp_path / "dpo")
     assert caught.value.facts["step"] == 1
     assert len(caught.value.facts["rows"]) == 4
     assert not list((tmp_path / "dpo").iterdir())
+    with pytest.raises(UnusableModel, match="reference's log-probabilities are not finite"):
+        train(DPOStage(batch_pairs=4), inputs, tmp_path / "against itself")
 
 
 def test_a_later_pass_that_diverges_names_the_stage_s_step(inputs: Inputs, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from mpo.logprobs import token_logprobs
 from mpo.ppo.iteration import iterate
 from mpo.ppo.networks import Critic, Networks, ValueHead
 from mpo.ppo.rollouts import (
+    PassBound,
     Rollouts,
     entropy,
     episode_prompts,
@@ -23,6 +24,7 @@ from tests.mpo.ppo.world import STOP, training_of
 from tests.mpo.tiny import PAD, tiny_llama
 
 VOCABULARY = 40
+ROOM = PassBound(2**11, 2**11, padded=False)
 
 
 def some_rollouts(count: int) -> Rollouts:
@@ -51,7 +53,7 @@ def some_critic() -> Critic:
 @pytest.mark.parametrize("critic", [some_critic(), ValueHead(32)], ids=["separate", "shared trunk"])
 def test_logprobs_before_the_update_equal_those_of_the_update_bit_for_bit(critic: Critic | ValueHead) -> None:
     networks, rollouts = some_networks(critic), some_rollouts(13)
-    batches = form_micro_batches(rollouts, 4, VOCABULARY, PAD, torch.device("cpu"))
+    batches = form_micro_batches(rollouts, 4, ROOM, PAD, torch.device("cpu"))
     tokens = measure_tokens(networks, batches, 13, 0.7)
     assert torch.equal(tokens.logprobs, tokens.reference_logprobs)
     assert tokens.sft_logprobs is not None
@@ -83,7 +85,7 @@ def test_the_kl_of_a_policy_to_itself_is_exactly_0_in_a_tiny_model_too(critic: s
 def test_padded_rows_equal_plain_ones() -> None:
     critic, rollouts = some_critic(), some_rollouts(9)
     networks = some_networks(critic)
-    batches = form_micro_batches(rollouts, 2, VOCABULARY, PAD, torch.device("cpu"))
+    batches = form_micro_batches(rollouts, 2, ROOM, PAD, torch.device("cpu"))
     tokens = measure_tokens(networks, batches, 9, 0.7)
     for row, (prompt, response) in enumerate(zip(rollouts.prompts, rollouts.responses, strict=True)):
         ids, start, length = torch.tensor([prompt + response.token_ids]), len(prompt), len(response.token_ids)
@@ -104,7 +106,7 @@ def test_a_value_head_reads_the_state_before_each_token() -> None:
     head, rollouts = ValueHead(32), some_rollouts(9)
     torch.nn.init.normal_(head.weight)
     networks = some_networks(head)
-    batches = form_micro_batches(rollouts, 2, VOCABULARY, PAD, torch.device("cpu"))
+    batches = form_micro_batches(rollouts, 2, ROOM, PAD, torch.device("cpu"))
     tokens = measure_tokens(networks, batches, 9, 0.7)
     for row, (prompt, response) in enumerate(zip(rollouts.prompts, rollouts.responses, strict=True)):
         ids, start, length = torch.tensor([prompt + response.token_ids]), len(prompt), len(response.token_ids)
@@ -115,9 +117,10 @@ def test_a_value_head_reads_the_state_before_each_token() -> None:
 
 
 def test_every_episode_is_in_exactly_one_micro_batch() -> None:
-    batches = form_micro_batches(some_rollouts(13), 4, 10**7, PAD, torch.device("cpu"))
-    assert [row for batch in batches for row in batch.rows.tolist()] == list(range(13))
-    assert len(batches) == 13  # a vocabulary this large leaves room for one row
+    for bound, count in ((ROOM, 4), (PassBound(1, 1, padded=False), 13)):
+        batches = form_micro_batches(some_rollouts(13), 4, bound, PAD, torch.device("cpu"))
+        assert [row for batch in batches for row in batch.rows.tolist()] == list(range(13))
+        assert len(batches) == count
 
 
 def test_prompts_cycle_by_permutations() -> None:

@@ -9,12 +9,13 @@ from mpo.config import PPOStage
 from mpo.generation import SampledResponse
 from mpo.ppo.loss import OldTokens, ppo_policy_loss, ppo_value_loss
 from mpo.ppo.networks import Critic
-from mpo.ppo.rollouts import Rollouts, form_micro_batches, measure_tokens
+from mpo.ppo.rollouts import PassBound, Rollouts, form_micro_batches, measure_tokens
 from mpo.ppo.state import PPOTraining
 from mpo.ppo.update import update
 from mpo.responses import ResponseBatch, response_logprobs
-from tests.mpo.ppo.world import PAD, STOP, TOKENS, training_of
+from tests.mpo.ppo.world import PAD, STOP, training_of
 
+ROOM = PassBound(2**11, 2**11, padded=False)
 RESPONSES = [[3, 4, 3, STOP], [STOP], [4, 4], [0, 3, STOP]]
 
 
@@ -27,7 +28,7 @@ def one_step(
     rollouts = Rollouts(
         [prompt.token_ids for prompt in training.prompts], [SampledResponse(ids) for ids in RESPONSES]
     )
-    batches = form_micro_batches(rollouts, 1, TOKENS, PAD, torch.device("cpu"))
+    batches = form_micro_batches(rollouts, 1, ROOM, PAD, torch.device("cpu"))
     tokens = measure_tokens(training.networks, batches, 4, 1.0)
     generator = torch.Generator().manual_seed(1)
     advantages, returns = (torch.randn(4, 4, generator=generator) for _ in range(2))
