@@ -3,7 +3,10 @@
 Weights are in fp32, as `mpo/policies.py` loads them; passes of trainings in fp32 or bf16.
 """
 
+from collections.abc import Sequence
+
 from mpo.config import DPOStage, EvaluateStage, PPOStage, RewardModelStage, SFTStage
+from mpo.estimates_networks import network_numbers
 from mpo.estimates_passes import Device, read_numbers, trained_numbers
 from mpo.estimates_shape import ModelShape
 from mpo.estimates_work import DECODED_TOGETHER, Longest
@@ -36,9 +39,14 @@ def stage_memory(
     shape: ModelShape | None = None,
     longest: Longest | None = None,
     device: Device = "cpu",
+    plan: Sequence[PlannedStage] = (),
 ) -> int:
     """Bytes that a stage needs at its peak, the process itself included: weights of all its networks,
-    gradients, optimizer, and the largest pass. shape, longest: None where the stage runs no model."""
+    gradients, optimizer, and the largest pass.
+
+    shape, longest: None where the stage runs no model. plan: the stages that make what it reads, as far as
+    they are known: of adapters over one base only that is whole.
+    """
     config = stage.config
     if not isinstance(config, TrainingConfig):
         return BARE_PROCESS_BYTES
@@ -54,25 +62,9 @@ def stage_memory(
         # On a CPU what one phase has freed does not serve the other: seen in the phases' own peaks.
         together = sum if device == "cpu" else max
         passing = together((passing, float(_decoding(config, shape, longest))))
-    numbers = _networks(stage, config, shape) + round(passing)
+    numbers = network_numbers(stage, config, shape, plan) + round(passing)
     code = PROCESS_BYTES + FIRST_USE_BYTES + (ADAPTERS_BYTES if config.lora is not None else 0)
     return code + NUMBER * numbers
-
-
-def _networks(stage: PlannedStage, config: TrainingConfig, shape: ModelShape) -> int:
-    """Numbers of weights, of gradients and of AdamW's two moments."""
-    whole, lora = shape.parameters, config.lora
-    trained = shape.adapters(lora) if lora is not None else whole
-    if isinstance(config, PPOStage):
-        networks = 2 if config.critic == "separate" else 1
-        others = 1 + ("sft" in stage.inputs) + networks  # reference, SFT, reward model, critic
-        # Adapters of one base share it; a network of a reward model has one of its own.
-        weights = whole * 2 if lora is not None else whole * (1 + others)
-        return weights + 3 * networks * trained + (networks + others) * trained * (lora is not None)
-    if isinstance(config, SFTStage | RewardModelStage | DPOStage):
-        # At its beginning or its end a stage holds two models: one is made from the other, or merged into it.
-        return max(2 * whole, whole + 3 * trained + (trained if lora is not None else 0))
-    return 2 * whole if isinstance(config, EvaluateStage) else whole
 
 
 def _decoding(config: PPOStage | EvaluateStage, shape: ModelShape, longest: Longest) -> int:

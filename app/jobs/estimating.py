@@ -67,11 +67,15 @@ def stage_costs(
     }
     rows = rows_by_source(stages, datasets, known_shares)
     bases = _bases(stages, leaves)
-    return {stage.name: _cost(stage, rows, leaves, bases.get(stage.name)) for stage in stages}
+    return {stage.name: _cost(stage, stages, rows, leaves, bases.get(stage.name)) for stage in stages}
 
 
 def _cost(
-    stage: PlannedStage, rows: Mapping[Source, "Rows"], leaves: Leaves, base: BaseModelRow | None
+    stage: PlannedStage,
+    plan: Sequence[PlannedStage],
+    rows: Mapping[Source, "Rows"],
+    leaves: Leaves,
+    base: BaseModelRow | None,
 ) -> StageCost:
     from mpo.estimates_memory import stage_memory
     from mpo.estimates_time import assumed_seconds
@@ -96,7 +100,7 @@ def _cost(
         changed = replace(stage, config=config)
         if shape is None:
             return stage_memory(changed)
-        return stage_memory(changed, shape, longest(changed, rows, lengths_of), device)
+        return stage_memory(changed, shape, longest(changed, rows, lengths_of), device, plan)
 
     memory = memory_of(stage.config)
     excess = find_excess(stage.config, memory, limit, memory_of)

@@ -33,7 +33,7 @@ from mpo.estimates_work import BATCHES_SORTED, Longest, RowTokens
 from mpo.logprobs import token_logprobs
 from mpo.packed_models import pack_where_exact, packed_logits, packed_states
 from mpo.packed_rows import TOKENS_AT_ONCE, Family, PackedRow, narrowed
-from mpo.plan import PlannedStage
+from mpo.plan import PlannedStage, Source
 from mpo.precision import set_precision
 from mpo.recomputation import recompute_layers
 from mpo.training_config import LoRAConfig, Precision, TrainingConfig
@@ -48,7 +48,8 @@ STAGES: list[TrainingConfig] = [SFTStage(), RewardModelStage(), DPOStage(), PPOS
 
 
 def planned(config: Any) -> PlannedStage:
-    return PlannedStage(config.kind, config, {}, 0)
+    roles = ("policy", "reference", "reward_model") if config.kind == "ppo" else ()
+    return PlannedStage(config.kind, config, {role: (Source.model(role),) for role in roles}, 0)
 
 
 def memory(config: Any, shape: ModelShape = SHAPE, at: Longest = AT, device: str = "cpu") -> int:

@@ -49,6 +49,18 @@ def test_every_stage_says_what_it_will_cost(client: TestClient, spec: dict[str, 
     assert all(stage["seconds"] > 0 and stage["memory_bytes"] > 0 for stage in stages.values())
 
 
+def test_adapters_of_one_base_share_it_and_whole_models_do_not(
+    client: TestClient, spec: dict[str, Any]
+) -> None:
+    lora: dict[str, Any] = {"lora": {}}
+    adapted = {"type": "mpo", "sft": lora, "reward_model": lora, "dpo": lora, "ppo": lora}
+    shared, beside = (
+        forecast(client, spec, method=method)["ppo"]["memory_bytes"]
+        for method in (adapted, {"type": "mpo", "ppo": lora})
+    )
+    assert shared < beside
+
+
 def test_what_runs_took_is_what_the_next_ones_are_said_to_take(
     client: TestClient, spec: dict[str, Any], create_job: CreateJob
 ) -> None:
