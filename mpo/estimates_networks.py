@@ -13,6 +13,10 @@ COMPARED = ("reference", "sft", "reward_model")
 """Roles of `ppo` that are read beside its policy."""
 
 
+LAYERS_PUT_TOGETHER = 2
+"""Of weights in shards: the layer that runs, and the one that is fetched for when it is through."""
+
+
 @dataclass(frozen=True)
 class AdaptedNetworks:
     """What `mpo/ppo/adapted.py` loads. models: whole ones, the base among them; trained, frozen: adapters."""
@@ -41,6 +45,18 @@ def network_numbers(
         # At its beginning or its end a stage holds two models: one is made from the other, or merged into it.
         return max(2 * whole, whole + 3 * trained + (trained if lora is not None else 0))
     return 2 * whole if isinstance(config, EvaluateStage) else whole
+
+
+def sharded_numbers(shape: ModelShape, ranks: int) -> float:
+    """The same of a training whose weights lie in shards, on one rank: its part, and what is put together
+    for the time (`mpo/sharding.py`), each with its gradient.
+
+    That is a layer after another, and from the first pass to the end of the backward one whatever is in no
+    layer, embeddings for the most part.
+    """
+    layers = shape.layers * shape.a_layer()
+    together = shape.parameters - layers + min(shape.layers, LAYERS_PUT_TOGETHER) * shape.a_layer()
+    return 4 * shape.parameters / ranks + 2 * together
 
 
 def adapted_networks(

@@ -77,11 +77,13 @@ def _cost(
     leaves: Leaves,
     base: BaseModelRow | None,
 ) -> StageCost:
+    from mpo.estimates_machine import Machine
     from mpo.estimates_memory import stage_memory
     from mpo.estimates_time import assumed_seconds
     from mpo.estimates_work import longest, stage_work
 
-    device, limit = settings().training_device, settings().training_memory_bytes
+    limit = settings().training_memory_bytes
+    machine = Machine(settings().training_device, settings().ranks, settings().sharded)
     problems = list(dict.fromkeys(rows[s].why for s in stage.sources() if s in rows and rows[s].why))
     shape: ModelShape | None = None
     lengths_of: LengthsOf = lambda _dataset: None  # noqa: E731  # a stage without a model asks for none
@@ -100,7 +102,7 @@ def _cost(
         changed = replace(stage, config=config)
         if shape is None:
             return stage_memory(changed)
-        return stage_memory(changed, shape, longest(changed, rows, lengths_of), device, plan)
+        return stage_memory(changed, shape, longest(changed, rows, lengths_of), machine, plan)
 
     memory = memory_of(stage.config)
     excess = find_excess(stage.config, memory, limit, memory_of)

@@ -1,6 +1,6 @@
 """What a dry run forecasts over HTTP: from the dataset's rows, the model's folder and past runs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -116,13 +116,37 @@ def test_a_threshold_is_told_once_the_pairs_are_scored(
 
 
 @pytest.fixture
-def little_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A deployment whose trainings have little more than the process and the weights of `tiny` need."""
-    monkeypatch.setenv("MPO_TRAINING_MEMORY_BYTES", str(LITTLE))
-    settings.cache_clear()
-    yield
+def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Has the server read these settings from its environment."""
+
+    def set_anew(**variables: int) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(f"MPO_{name.upper()}", str(value))
+        settings.cache_clear()
+
+    yield set_anew
     monkeypatch.undo()
     settings.cache_clear()
+
+
+@pytest.fixture
+def little_memory(deploy: Callable[..., None]) -> None:
+    """A deployment whose trainings have little more than the process and the weights of `tiny` need."""
+    deploy(training_memory_bytes=LITTLE)
+
+
+def test_memory_is_that_of_all_processes_that_the_deployment_trains_with(
+    client: TestClient, spec: dict[str, Any], deploy: Callable[..., None]
+) -> None:
+    memory = []
+    for variables in ({}, {"ranks": 2}, {"sharded": 1}):
+        deploy(**variables)
+        memory.append({name: stage["memory_bytes"] for name, stage in forecast(client, spec).items()})
+    alone, both, in_shards = memory
+    assert both["sft"] > 1.9 * alone["sft"]
+    assert in_shards["sft"] != both["sft"]
+    assert in_shards["ppo"] == both["ppo"]
+    assert in_shards["score"] == both["score"] == alone["score"]
 
 
 @pytest.mark.usefixtures("little_memory")
