@@ -170,6 +170,25 @@ def test_what_does_not_fit_is_told_and_refused_with_what_does(
     assert client.post("/v1/jobs", json=spec | {"method": fitting}).status_code == 202
 
 
+@pytest.mark.usefixtures("little_memory")
+def test_nothing_is_refused_for_lengths_that_nobody_knows_yet(
+    client: TestClient, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    """The same job, while its dataset is validated and once it is ready: the example's texts are short."""
+    few = PAIRS[:4]
+    waiting, ready = make_dataset(tmp_path, few, status="validating"), make_dataset(tmp_path, few)
+    method = {"type": "sft", "hold_out": {"fraction": 0}, "sft": {"batch_pairs": 4}}
+    unknown = forecast(client, spec, method=method, dataset=waiting)["sft"]
+    assert unknown["memory_bytes"] > LITTLE
+    assert unknown["problems"][-1].startswith("With the longest texts that it allows this stage would need")
+    known = forecast(client, spec, method=method, dataset=ready)["sft"]
+    assert known["memory_bytes"] <= LITTLE
+    assert known["problems"] == []
+    for dataset in (waiting, ready):
+        answer = client.post("/v1/jobs", json=spec | {"method": method, "dataset": dataset})
+        assert answer.status_code == 202, answer.text
+
+
 def test_a_model_whose_folder_tells_nothing_is_named_as_the_reason(
     client: TestClient, spec: dict[str, Any]
 ) -> None:
