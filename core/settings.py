@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     )
     training_memory_bytes: NonNegativeInt = Field(
         0,
-        description="Memory that a training may take, of the machine or of its GPU, in bytes: a job that is "
+        description="Memory that a training may take, of the machine or of each GPU, in bytes: a job that is "
         "estimated to need more is refused. 0 = not known, and nothing is refused.",
     )
     training_device: Literal["cpu", "cuda"] = Field(
@@ -114,12 +114,12 @@ class Settings(BaseSettings):
     ranks: PositiveInt = Field(
         1,
         description="Processes that train together in a run of a gpu worker, which then takes one run at a "
-        "time: as many as it has GPUs. They share MPO_TORCH_THREADS.",
+        "time: as many as it has GPUs. They share MPO_TORCH_THREADS. The API estimates by it as well.",
     )
     sharded: bool = Field(
         False,
         description="Whether each of MPO_RANKS holds a part of the weights that it trains, and of the "
-        "optimizer's state, in place of all (SFT, reward models and DPO without lora).",
+        "optimizer's state, in place of all (SFT, reward models and DPO without lora). For the API as well.",
     )
 
     @property

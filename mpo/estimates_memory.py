@@ -3,8 +3,12 @@
 Weights are in fp32, as `mpo/policies.py` loads them; passes of trainings in fp32 or bf16.
 """
 
+from collections.abc import Sequence
+
 from mpo.config import DPOStage, EvaluateStage, PPOStage, RewardModelStage, SFTStage
-from mpo.estimates_passes import Device, read_numbers, trained_numbers
+from mpo.estimates_machine import ONE_CPU, Machine
+from mpo.estimates_networks import network_numbers, sharded_numbers
+from mpo.estimates_passes import read_numbers, trained_numbers
 from mpo.estimates_shape import ModelShape
 from mpo.estimates_work import DECODED_TOGETHER, Longest
 from mpo.plan import PlannedStage
@@ -35,17 +39,35 @@ def stage_memory(
     stage: PlannedStage,
     shape: ModelShape | None = None,
     longest: Longest | None = None,
-    device: Device = "cpu",
+    machine: Machine = ONE_CPU,
+    plan: Sequence[PlannedStage] = (),
 ) -> int:
     """Bytes that a stage needs at its peak, the process itself included: weights of all its networks,
-    gradients, optimizer, and the largest pass. shape, longest: None where the stage runs no model."""
+    gradients, optimizer, and the largest pass. Of several ranks on a CPU all together, on GPUs each.
+
+    shape, longest: None where the stage runs no model. plan: the stages that make what it reads, as far as
+    they are known: of adapters over one base only that is whole.
+    """
     config = stage.config
     if not isinstance(config, TrainingConfig):
         return BARE_PROCESS_BYTES
     assert shape is not None, "a stage that runs a model has a shape"
     assert longest is not None, "a stage that runs a model has a longest row"
+    passing = _passing(config, shape, longest, machine)
+    if machine.is_sharding(config):
+        numbers = _in_shards(config, shape, longest, machine, passing)
+    else:
+        numbers = network_numbers(stage, config, shape, plan) + passing
+    code = PROCESS_BYTES + FIRST_USE_BYTES + (ADAPTERS_BYTES if config.lora is not None else 0)
+    processes = machine.ranks_of(config) if machine.device == "cpu" else 1
+    return processes * (code + NUMBER * round(numbers))
+
+
+def _passing(config: TrainingConfig, shape: ModelShape, longest: Longest, machine: Machine) -> float:
+    """Numbers that one rank holds beside networks, at its largest pass or while sampling."""
+    device, ranks = machine.device, machine.ranks_of(config)
     if isinstance(config, SFTStage | RewardModelStage | DPOStage | PPOStage):
-        passing = HELD[device] * trained_numbers(config, shape, longest, device)
+        passing = HELD[device] * trained_numbers(config, shape, longest, device, ranks)
     else:
         passing = read_numbers(config, shape, longest, device)
     if isinstance(config, EvaluateStage):
@@ -53,33 +75,29 @@ def stage_memory(
     if isinstance(config, PPOStage):
         # On a CPU what one phase has freed does not serve the other: seen in the phases' own peaks.
         together = sum if device == "cpu" else max
-        passing = together((passing, float(_decoding(config, shape, longest))))
-    numbers = _networks(stage, config, shape) + round(passing)
-    code = PROCESS_BYTES + FIRST_USE_BYTES + (ADAPTERS_BYTES if config.lora is not None else 0)
-    return code + NUMBER * numbers
+        passing = together((passing, float(_decoding(config, shape, longest, ranks))))
+    return passing
 
 
-def _networks(stage: PlannedStage, config: TrainingConfig, shape: ModelShape) -> int:
-    """Numbers of weights, of gradients and of AdamW's two moments."""
-    whole, lora = shape.parameters, config.lora
-    trained = shape.adapters(lora) if lora is not None else whole
-    if isinstance(config, PPOStage):
-        networks = 2 if config.critic == "separate" else 1
-        others = 1 + ("sft" in stage.inputs) + networks  # reference, SFT, reward model, critic
-        # Adapters of one base share it; a network of a reward model has one of its own.
-        weights = whole * 2 if lora is not None else whole * (1 + others)
-        return weights + 3 * networks * trained + (networks + others) * trained * (lora is not None)
-    if isinstance(config, SFTStage | RewardModelStage | DPOStage):
-        # At its beginning or its end a stage holds two models: one is made from the other, or merged into it.
-        return max(2 * whole, whole + 3 * trained + (trained if lora is not None else 0))
-    return 2 * whole if isinstance(config, EvaluateStage) else whole
+def _in_shards(
+    config: TrainingConfig, shape: ModelShape, longest: Longest, machine: Machine, passing: float
+) -> float:
+    """Numbers that one rank holds, of networks too, where the weights in training lie in shards.
+
+    The model is whole where it runs before and after (DPO's reference, a reward model's offset), and waits
+    whole in the host's memory meanwhile, where the copy that is sharded was whole as well.
+    """
+    host = machine.device == "cpu"
+    running = (2 if host else 1) * shape.parameters + read_numbers(config, shape, longest, machine.device)
+    training = sharded_numbers(shape, machine.ranks) + passing + (shape.parameters if host else 0)
+    return max(running, training)
 
 
-def _decoding(config: PPOStage | EvaluateStage, shape: ModelShape, longest: Longest) -> int:
+def _decoding(config: PPOStage | EvaluateStage, shape: ModelShape, longest: Longest, ranks: int = 1) -> int:
     """Numbers held while sampling: keys and values, the prompts' first pass, probabilities in float64."""
     sequences = DECODED_TOGETHER
     if isinstance(config, PPOStage):
-        sequences = min(sequences, config.rollout_prompts)
+        sequences = min(sequences, -(-config.rollout_prompts // ranks))
     else:
         sequences = min(sequences, config.prompts * config.samples)
     cache = 2 * shape.layers * shape.kv_width * longest.row

@@ -105,10 +105,13 @@ def kept_numbers(a_pass: Pass, shape: ModelShape, config: TrainingConfig, device
     return held + ends
 
 
-def training_pass(config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device) -> Pass:
-    """The largest pass of a stage that trains."""
+def training_pass(
+    config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device, ranks: int = 1
+) -> Pass:
+    """The largest pass of a stage that trains, on one of its ranks: each takes a share of a step's rows."""
     if isinstance(config, PPOStage):
-        return _ppo_pass(config, shape, longest)
+        return _ppo_pass(config, shape, longest, ranks)
+    config = config.model_copy(update={"batch_pairs": -(-config.batch_pairs // ranks)})
     if getattr(config, "engine", "native") == "trl":
         return _padded(config, shape, longest, TRL_ROWS_AT_ONCE)
     if not shape.packs:
@@ -167,12 +170,13 @@ def _padded(config: TrainingConfig, shape: ModelShape, longest: Longest, most: i
     return Pass(tokens, tokens, logits=logits)
 
 
-def _ppo_pass(config: PPOStage, shape: ModelShape, longest: Longest) -> Pass:
-    """A micro-batch, whose rows stay together whatever their length."""
+def _ppo_pass(config: PPOStage, shape: ModelShape, longest: Longest, ranks: int) -> Pass:
+    """A rank's share of a micro-batch, whose rows stay together whatever their length."""
     episodes = min(config.rollout_prompts, config.episodes or config.rollout_prompts)
     a_step = -(-episodes // min(config.mini_batches, episodes))
     at_once = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // max(1, longest.row * shape.vocabulary)))
-    rows = -(-a_step // -(-a_step // at_once))
+    together = -(-a_step // -(-a_step // at_once))
+    rows = -(-together // ranks)
     responses = float(rows * longest.response)
     a_row = longest.long.prompt + longest.response if shape.packs else longest.row
     tokens = float(rows * a_row)
@@ -189,9 +193,11 @@ def _ppo_pass(config: PPOStage, shape: ModelShape, longest: Longest) -> Pass:
     )
 
 
-def trained_numbers(config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device) -> float:
+def trained_numbers(
+    config: TrainingConfig, shape: ModelShape, longest: Longest, device: Device, ranks: int = 1
+) -> float:
     """Numbers in memory at the peak of the largest training pass, weights and gradients left out."""
-    a_pass = training_pass(config, shape, longest, device)
+    a_pass = training_pass(config, shape, longest, device, ranks)
     copies, head = float(LOGITS_TRAINED), 0.0
     if is_in_bf16(config, device) and a_pass.logits:
         copies, head = copies + 0.5, shape.vocabulary * shape.width / 2

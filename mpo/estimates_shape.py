@@ -74,9 +74,13 @@ class ModelShape:
         """The same where autocast computes in bf16, in numbers of fp32: half, but for what the norms keep."""
         return self.kept_a_layer() / 2 + self.width
 
+    def a_layer(self) -> float:
+        """Numbers of a layer's matrices."""
+        return sum(math.prod(shape) for shape in self.matrices.values()) / self.layers
+
     def cast_a_layer(self) -> float:
         """Numbers, of fp32, of a layer's matrices in bf16, which its backward pass reads once more."""
-        return sum(math.prod(shape) for shape in self.matrices.values()) / self.layers / 2
+        return self.a_layer() / 2
 
     def passing_a_token(self) -> int:
         """Numbers that a pass without gradients holds at once, a token."""

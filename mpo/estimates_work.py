@@ -111,13 +111,11 @@ def longest(stage: PlannedStage, rows: Mapping[Source, Rows], lengths_of: Length
     """Of the sampled rows, cut as the stage cuts them; as long as it allows where nothing is known."""
     config = stage.config
     assert isinstance(config, TrainingConfig)
-    data = _data(stage, rows)
-    lengths = None if data is None or data.members is None else lengths_of(data.dataset)
+    here = _counted(stage, rows, lengths_of)
     prompt, response = config.max_prompt_tokens or 1, (config.max_response_tokens or 1) + 1
     sampled = max(config.max_new_tokens or 1, 1) if isinstance(config, PPOStage | EvaluateStage) else 0
-    if not lengths or data is None or data.members is None or not len(data.members):
+    if here is None:
         return Longest(prompt, sampled if isinstance(config, PPOStage) else max(response, sampled))
-    here = {name: column[data.members] for name, column in lengths.items()}
     if "text" in here:
         texts = np.minimum(here["text"] + 1, prompt + response)
         return Longest(0, int(texts.max()), RowTokens(0.0, _long_mean(texts, texts), 0.0))
@@ -134,6 +132,22 @@ def longest(stage: PlannedStage, rows: Mapping[Source, Rows], lengths_of: Length
     order = cut["prompt"] + (np.maximum.reduce(sides) if sides else 0)
     long = RowTokens(*(_long_mean(cut.get(name), order) for name in ("prompt", "chosen", "rejected")))
     return Longest(int(cut["prompt"].max()), max(response, sampled), long)
+
+
+def are_lengths_known(stage: PlannedStage, rows: Mapping[Source, Rows], lengths_of: LengthsOf) -> bool:
+    """Whether `longest` says how long rows are, and not how long the stage lets them be."""
+    return _counted(stage, rows, lengths_of) is not None
+
+
+def _counted(
+    stage: PlannedStage, rows: Mapping[Source, Rows], lengths_of: LengthsOf
+) -> Mapping[str, Integers] | None:
+    """Tokens of the stage's sampled rows by column; None where there is none, or nobody has counted."""
+    data = _data(stage, rows)
+    if data is None or data.members is None or not len(data.members):
+        return None
+    lengths = lengths_of(data.dataset)
+    return {name: column[data.members] for name, column in lengths.items()} if lengths else None
 
 
 def _long_mean(lengths: Integers | None, order: Integers) -> float:

@@ -5,8 +5,8 @@ from contextlib import suppress
 
 from mpo.errors import StageInterrupted
 from mpo.process_group import ProcessGroup
-from mpo.ranks import is_spread
 from mpo.reporter import Reporter, SilentReporter, StageTask
+from mpo.spreading import is_spread
 from mpo.stages import run_stage
 
 

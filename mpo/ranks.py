@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mpo.config import DPOStage, PPOStage, RewardModelStage, SFTStage, Stage
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -67,13 +65,6 @@ class OneRank:
 
 
 ALONE = OneRank()
-
-
-def is_spread(config: Stage) -> bool:
-    """Whether a stage can run on several ranks: trainings by our own engine. All else runs on one."""
-    if isinstance(config, RewardModelStage | DPOStage):
-        return config.engine == "native"
-    return isinstance(config, SFTStage | PPOStage)
 
 
 def share(ranks: Ranks, sizes: Sequence[int], turn: int = 0) -> range:

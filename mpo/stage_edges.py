@@ -30,7 +30,7 @@ def check_edges(stages: Sequence[PlannedStage], place_of: PlaceOf) -> None:
 def _check_adapter(stage: PlannedStage, makers: Makers, place: Place) -> None:
     """An adapter that goes on keeps its shape."""
     lora, base, before = _lora(stage), stage.inputs.get("base"), _maker(_start(stage), makers)
-    if lora is None or base is None or before is None or base[0] != _base(before, makers):
+    if lora is None or base is None or before is None or base[0] != base_under(before, makers):
         return
     earlier = _lora(before)
     if earlier is not None and earlier.shape != lora.shape:
@@ -41,12 +41,21 @@ def _check_adapter(stage: PlannedStage, makers: Makers, place: Place) -> None:
         )
 
 
-def _base(stage: PlannedStage, makers: Makers) -> Source | None:
-    """What an adapter of this stage lies over: the input base, where it starts as that or over it."""
+def base_under(stage: PlannedStage, makers: Makers) -> Source | None:
+    """What an adapter of this stage lies over: the input base, where it starts as that or over it.
+
+    makers: stages by name. What none of them made is taken to be a model of its own.
+    """
     start, base = _start(stage), stage.inputs.get("base")
     before = _maker(start, makers)
-    over = before is not None and _lora(before) is not None and base == (_base(before, makers),)
+    over = before is not None and _lora(before) is not None and base == (base_under(before, makers),)
     return base[0] if base and over else start
+
+
+def adapter_over(base: Source | None, model: Source, makers: Makers) -> LoRAConfig | None:
+    """The shape of the adapter that a model is over a base; None where it is none, or no maker is known."""
+    maker = _maker(model, makers)
+    return _lora(maker) if maker is not None and base_under(maker, makers) == base else None
 
 
 def _start(stage: PlannedStage) -> Source | None:
@@ -91,4 +100,4 @@ def _holds_nothing_out(stage: PlannedStage) -> bool:
 
 
 def _maker(source: Source | None, makers: Makers) -> PlannedStage | None:
-    return makers[source.name] if source is not None and source.kind == "stage" else None
+    return makers.get(source.name) if source is not None and source.kind == "stage" else None

@@ -10,7 +10,7 @@ def run_stage(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
     """Runs one stage to its end: its outputs and summary.json are in task.output afterwards.
 
     ranks: every one of them calls this with the same task, and rank 0 alone writes; of stages that are not
-    spread (`mpo.ranks.is_spread`) there is only one.
+    spread (`mpo.spreading.is_spread`) there is only one.
 
     Seeds, determinism and what becomes of freed memory are set for the whole process. Raises mpo.errors.*,
     of which OutOfMemory is whatever said that memory was short.

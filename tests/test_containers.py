@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from core.settings import Settings
 from scripts.check_containers import compose_findings, dockerfile_findings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +85,24 @@ def test_only_the_one_shot_is_given_the_admin_key(compose: dict[str, Any]) -> No
     given = [name for name, each in services if "MPO_ADMIN_KEY" in each.get("environment", {})]
 
     assert given == ["migrations"]
+
+
+def test_estimates_are_made_for_the_gpu_that_the_worker_has(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    api, worker = services["api"]["environment"], services["worker-gpu"]["environment"]
+
+    assert "deploy" in services["worker-gpu"]
+    assert api["MPO_TRAINING_DEVICE"] == "cuda"
+    assert api["MPO_TRAINING_MEMORY_BYTES"] == "${MPO_TRAINING_MEMORY_BYTES:-0}"
+    assert api["MPO_RANKS"] == worker["MPO_RANKS"] == "${MPO_RANKS:-1}"
+    assert api["MPO_SHARDED"] == worker["MPO_SHARDED"] == "${MPO_SHARDED:-0}"
+
+
+def test_the_compose_file_names_no_setting_that_there_is_not(compose: dict[str, Any]) -> None:
+    named = {name for each in compose["services"].values() for name in each.get("environment", {})}
+    known = {f"MPO_{name.upper()}" for name in Settings.model_fields}
+
+    assert {name for name in named if name.startswith("MPO_")} <= known
 
 
 def test_what_the_image_needs_is_in_the_build_context() -> None:

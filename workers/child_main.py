@@ -27,8 +27,8 @@ from core import logs
 from core.logs import bind
 from mpo.config import Stage
 from mpo.errors import StageInterrupted
-from mpo.ranks import is_spread
 from mpo.reporter import Reporter, SilentReporter, StageInput, StageTask
+from mpo.spreading import is_spread
 from workers.child_protocol import Checkpointed, ChildTask, Done, Failed, Progress, Rows, Stopped, Warned
 from workers.device_use import device_in_use, lock_file
 from workers.failures import failed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.jobs.excess import Excess, find_excess
+from app.jobs.excess import Excess, find_excess, told_of_lengths
 from app.jobs.leaves import Leaves
 from app.models.token_lengths import sampled_rows, token_lengths
 from core.settings import settings
@@ -35,7 +35,7 @@ class StageCost:
     """What a stage will cost; None where nobody can tell, and problems say why.
 
     assumed_seconds: on the machine that `mpo/estimates_time.py` assumes. parameters: of its model. excess:
-    where the memory is more than there is."""
+    where the memory is more than there is, by rows that have been counted."""
 
     tokens: int | None = None
     memory_bytes: int | None = None
@@ -67,17 +67,23 @@ def stage_costs(
     }
     rows = rows_by_source(stages, datasets, known_shares)
     bases = _bases(stages, leaves)
-    return {stage.name: _cost(stage, rows, leaves, bases.get(stage.name)) for stage in stages}
+    return {stage.name: _cost(stage, stages, rows, leaves, bases.get(stage.name)) for stage in stages}
 
 
 def _cost(
-    stage: PlannedStage, rows: Mapping[Source, "Rows"], leaves: Leaves, base: BaseModelRow | None
+    stage: PlannedStage,
+    plan: Sequence[PlannedStage],
+    rows: Mapping[Source, "Rows"],
+    leaves: Leaves,
+    base: BaseModelRow | None,
 ) -> StageCost:
+    from mpo.estimates_machine import Machine
     from mpo.estimates_memory import stage_memory
     from mpo.estimates_time import assumed_seconds
-    from mpo.estimates_work import longest, stage_work
+    from mpo.estimates_work import are_lengths_known, longest, stage_work
 
-    device, limit = settings().training_device, settings().training_memory_bytes
+    limit = settings().training_memory_bytes
+    machine = Machine(settings().training_device, settings().ranks, settings().sharded)
     problems = list(dict.fromkeys(rows[s].why for s in stage.sources() if s in rows and rows[s].why))
     shape: ModelShape | None = None
     lengths_of: LengthsOf = lambda _dataset: None  # noqa: E731  # a stage without a model asks for none
@@ -96,11 +102,14 @@ def _cost(
         changed = replace(stage, config=config)
         if shape is None:
             return stage_memory(changed)
-        return stage_memory(changed, shape, longest(changed, rows, lengths_of), device)
+        return stage_memory(changed, shape, longest(changed, rows, lengths_of), machine, plan)
 
     memory = memory_of(stage.config)
-    excess = find_excess(stage.config, memory, limit, memory_of)
-    problems += [excess.detail] if excess else []
+    excess = None
+    if shape is not None and not are_lengths_known(stage, rows, lengths_of):
+        problems += told_of_lengths(memory, limit)
+    elif excess := find_excess(stage.config, memory, limit, memory_of):
+        problems.append(excess.detail)
     work = stage_work(stage, rows, lengths_of)
     if work is None:
         return StageCost(memory_bytes=memory, problems=problems, excess=excess)

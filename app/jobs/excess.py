@@ -51,5 +51,16 @@ def find_excess(config: Stage, memory: int, limit: int, memory_of: Callable[[Sta
     return Excess(memory, limit, *(found or (None, None)))
 
 
+def told_of_lengths(memory: int, limit: int) -> list[str]:
+    """What a dry run says where memory is above the limit only as far as anybody knows: that of the longest
+    texts that the stage allows. Nothing is refused on it, as the rows may be much shorter."""
+    if not limit or memory <= limit:
+        return []
+    return [
+        f"With the longest texts that it allows this stage would need {_gib(memory)} of memory, and "
+        f"trainings have {_gib(limit)} here: whether it fits is known once its rows are counted"
+    ]
+
+
 def _gib(count: int) -> str:
     return f"{count / GIB:.2f} GiB"

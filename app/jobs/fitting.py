@@ -10,7 +10,8 @@ from core.work_lookup import finished_keys
 
 
 def refuse_what_does_not_fit(tx: Transaction, owner: str, spec: CreateJob, plan: Plan) -> None:
-    """Raises NotEnoughMemory for the first stage that has to run and does not fit; never without a limit."""
+    """Raises NotEnoughMemory for the first stage that has to run and does not fit; never without a limit, nor
+    for one whose rows nobody has counted yet."""
     if not settings().training_memory_bytes:
         return
     costs = stage_costs(tx.session, owner, plan.stages, plan.leaves, plan.keys)

@@ -164,6 +164,7 @@ class PlannedStageView(BaseModel):
         None,
         description="Peak memory: the process, all networks' weights in fp32, gradients, optimizer, the "
         "largest forward pass: of packed rows where the model is known to read them, else of padded ones. "
+        "Of MPO_RANKS processes all together on a CPU, each on GPUs. "
         "How near it came is in docs/estimates.md; measured on a CPU, on a GPU not yet. What is above "
         "MPO_TRAINING_MEMORY_BYTES is refused, and a dry run names the nearest setting that fits.",
     )

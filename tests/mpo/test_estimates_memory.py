@@ -13,9 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mpo import blocked_attention
 from mpo.batches import GROUP_BATCHES, LOGITS_AT_ONCE
 from mpo.blocked_attention import blocks_of
-from mpo.config import DPOStage, PPOStage, RewardModelStage, ScoreStage, SFTStage
+from mpo.config import DPOStage, EvaluateStage, PPOStage, RewardModelStage, ScoreStage, SFTStage
 from mpo.estimates_fit import nearest_fit
-from mpo.estimates_memory import stage_memory
+from mpo.estimates_machine import Machine
+from mpo.estimates_memory import NUMBER, stage_memory
+from mpo.estimates_networks import LAYERS_PUT_TOGETHER
 from mpo.estimates_passes import LOGITS_AT_ONCE as ASSUMED_LOGITS
 from mpo.estimates_passes import (
     LOGITS_TRAINED,
@@ -33,7 +35,7 @@ from mpo.estimates_work import BATCHES_SORTED, Longest, RowTokens
 from mpo.logprobs import token_logprobs
 from mpo.packed_models import pack_where_exact, packed_logits, packed_states
 from mpo.packed_rows import TOKENS_AT_ONCE, Family, PackedRow, narrowed
-from mpo.plan import PlannedStage
+from mpo.plan import PlannedStage, Source
 from mpo.precision import set_precision
 from mpo.recomputation import recompute_layers
 from mpo.training_config import LoRAConfig, Precision, TrainingConfig
@@ -48,11 +50,19 @@ STAGES: list[TrainingConfig] = [SFTStage(), RewardModelStage(), DPOStage(), PPOS
 
 
 def planned(config: Any) -> PlannedStage:
-    return PlannedStage(config.kind, config, {}, 0)
+    roles = ("policy", "reference", "reward_model") if config.kind == "ppo" else ()
+    return PlannedStage(config.kind, config, {role: (Source.model(role),) for role in roles}, 0)
 
 
-def memory(config: Any, shape: ModelShape = SHAPE, at: Longest = AT, device: str = "cpu") -> int:
-    return stage_memory(planned(config), shape, at, device)
+def memory(
+    config: Any,
+    shape: ModelShape = SHAPE,
+    at: Longest = AT,
+    device: str = "cpu",
+    ranks: int = 1,
+    sharded: bool = False,
+) -> int:
+    return stage_memory(planned(config), shape, at, Machine(device, ranks, sharded))
 
 
 def changed(config: TrainingConfig, **changes: Any) -> TrainingConfig:
@@ -198,6 +208,47 @@ def test_what_was_not_counted_in_bf16_is_taken_to_be_no_less() -> None:
         assert memory(changed(config, precision="bf16"), shape) >= memory(config, shape)
     score = ScoreStage(max_prompt_tokens=16, max_response_tokens=8)
     assert memory(changed(score, precision="bf16")) == memory(score)
+
+
+@pytest.mark.parametrize("config", STAGES, ids=lambda config: str(config.kind))
+def test_ranks_take_shares_of_a_step_and_add_up_on_a_cpu(config: TrainingConfig) -> None:
+    if isinstance(config, PPOStage):
+        share = changed(config, rollout_prompts=config.rollout_prompts // 2)
+    else:
+        share = changed(config, batch_pairs=config.batch_pairs // 2)
+    assert memory(config, ranks=2) == 2 * memory(share)
+    assert memory(config, device="cuda", ranks=2) == memory(share, device="cuda")
+
+
+@pytest.mark.parametrize("config", STAGES[:3], ids=lambda config: str(config.kind))
+def test_in_shards_a_gpu_holds_its_part_and_what_is_put_together(config: TrainingConfig) -> None:
+    shape = replace(SHAPE, parameters=10**9)
+    whole = memory(config, shape, device="cuda", ranks=4)
+    layers = 8 * 512 * 512
+    together = shape.parameters - layers + LAYERS_PUT_TOGETHER * 512 * 512
+    saved = 4 * shape.parameters - (shape.parameters + 2 * together)
+    assert whole - memory(config, shape, device="cuda", ranks=4, sharded=True) == NUMBER * saved
+
+
+@pytest.mark.parametrize("config", STAGES[:3], ids=lambda config: str(config.kind))
+def test_however_many_shards_the_model_is_whole_once(config: TrainingConfig) -> None:
+    in_layers = {f"layers.{i}.q_proj.weight": (2**13, 2**13) for i in range(64)}
+    shape = replace(SHAPE, parameters=64 * 2**26, matrices=in_layers, layers=64)
+    gpu, host = (memory(config, shape, device=d, ranks=64, sharded=True) for d in ("cuda", "cpu"))
+    assert NUMBER * shape.parameters < gpu < memory(config, shape, device="cuda", ranks=64) / 2
+    # The model that was loaded waits beside the copy that was made of it.
+    assert host > 64 * NUMBER * 2 * shape.parameters
+
+
+def test_shards_and_ranks_are_nothing_to_what_has_none() -> None:
+    for config in (PPOStage(), *(changed(stage, lora={"rank": 8}) for stage in STAGES)):
+        for device in ("cpu", "cuda"):
+            whole = memory(config, device=device, ranks=4)
+            assert memory(config, device=device, ranks=4, sharded=True) == whole
+    alone = [RewardModelStage(engine="trl"), DPOStage(engine="trl"), ScoreStage(), EvaluateStage()]
+    for config in alone:
+        assert memory(config, ranks=4, sharded=True) == memory(config)
+    assert memory(SFTStage(), sharded=True) == memory(SFTStage()), "one rank holds all"
 
 
 def limits(config: TrainingConfig) -> Iterator[int]:

@@ -13,7 +13,7 @@ from mpo.estimates_memory import stage_memory
 from mpo.estimates_rows import NOT_SCORED, Rows, rows_by_source
 from mpo.estimates_shape import ModelShape, read_shape
 from mpo.estimates_time import assumed_seconds
-from mpo.estimates_work import Longest, Work, longest, stage_work
+from mpo.estimates_work import Longest, Work, are_lengths_known, longest, stage_work
 from mpo.hold_out import hold_out_groups
 from mpo.job_spec import JobSpec
 from mpo.plan import PlannedStage, Source, expand, resolve
@@ -176,6 +176,7 @@ def test_nothing_known_of_the_rows_leaves_the_longest_that_is_allowed() -> None:
     rows = rows_by_source(list(plan().values()), {DATA: unknown}, lambda _split: None)
     assert isinstance(stage.config, SFTStage)
     assert longest(stage, rows, lambda _dataset: None) == Longest(12, 7)
+    assert not are_lengths_known(stage, rows, lambda _dataset: None)
     assert stage_work(stage, rows, lambda _dataset: None) is None
 
 

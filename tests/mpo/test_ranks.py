@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 from mpo.config import DPOStage, EvaluateStage, PPOStage, RewardModelStage, ScoreStage, SFTStage, Stage
 from mpo.errors import OutOfMemory, RankFailed, StageInterrupted, TrainingDiverged
 from mpo.process_group import ProcessGroup
-from mpo.ranks import ALONE, OneRank, is_spread, share
+from mpo.ranks import ALONE, OneRank, share
 from mpo.records import write_rows
 from mpo.reporter import StageTask
 from mpo.reward_model.objective import PairRewards
+from mpo.spreading import is_spread
 from mpo.stages import run_stage as run_alone
 from tests.mpo import two_ranks
 from tests.mpo.tiny import RecordingReporter, task_of, untimed, word_pairs, write_policy

@@ -1,6 +1,6 @@
 """What a dry run forecasts over HTTP: from the dataset's rows, the model's folder and past runs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,6 +47,18 @@ def test_every_stage_says_what_it_will_cost(client: TestClient, spec: dict[str, 
     assert all(stage["problems"] == [] for stage in stages.values() if stage["kind"] != "evaluate")
     assert {stage["basis"] for stage in stages.values()} == {"estimated"}
     assert all(stage["seconds"] > 0 and stage["memory_bytes"] > 0 for stage in stages.values())
+
+
+def test_adapters_of_one_base_share_it_and_whole_models_do_not(
+    client: TestClient, spec: dict[str, Any]
+) -> None:
+    lora: dict[str, Any] = {"lora": {}}
+    adapted = {"type": "mpo", "sft": lora, "reward_model": lora, "dpo": lora, "ppo": lora}
+    shared, beside = (
+        forecast(client, spec, method=method)["ppo"]["memory_bytes"]
+        for method in (adapted, {"type": "mpo", "ppo": lora})
+    )
+    assert shared < beside
 
 
 def test_what_runs_took_is_what_the_next_ones_are_said_to_take(
@@ -104,13 +116,37 @@ def test_a_threshold_is_told_once_the_pairs_are_scored(
 
 
 @pytest.fixture
-def little_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A deployment whose trainings have little more than the process and the weights of `tiny` need."""
-    monkeypatch.setenv("MPO_TRAINING_MEMORY_BYTES", str(LITTLE))
-    settings.cache_clear()
-    yield
+def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Has the server read these settings from its environment."""
+
+    def set_anew(**variables: int) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(f"MPO_{name.upper()}", str(value))
+        settings.cache_clear()
+
+    yield set_anew
     monkeypatch.undo()
     settings.cache_clear()
+
+
+@pytest.fixture
+def little_memory(deploy: Callable[..., None]) -> None:
+    """A deployment whose trainings have little more than the process and the weights of `tiny` need."""
+    deploy(training_memory_bytes=LITTLE)
+
+
+def test_memory_is_that_of_all_processes_that_the_deployment_trains_with(
+    client: TestClient, spec: dict[str, Any], deploy: Callable[..., None]
+) -> None:
+    memory = []
+    for variables in ({}, {"ranks": 2}, {"sharded": 1}):
+        deploy(**variables)
+        memory.append({name: stage["memory_bytes"] for name, stage in forecast(client, spec).items()})
+    alone, both, in_shards = memory
+    assert both["sft"] > 1.9 * alone["sft"]
+    assert in_shards["sft"] != both["sft"]
+    assert in_shards["ppo"] == both["ppo"]
+    assert in_shards["score"] == both["score"] == alone["score"]
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -132,6 +168,25 @@ def test_what_does_not_fit_is_told_and_refused_with_what_does(
     stages = forecast(client, spec, method=fitting)
     assert stages["sft"]["memory_bytes"] == problem["nearest_bytes"] <= LITTLE
     assert client.post("/v1/jobs", json=spec | {"method": fitting}).status_code == 202
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_nothing_is_refused_for_lengths_that_nobody_knows_yet(
+    client: TestClient, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    """The same job, while its dataset is validated and once it is ready: the example's texts are short."""
+    few = PAIRS[:4]
+    waiting, ready = make_dataset(tmp_path, few, status="validating"), make_dataset(tmp_path, few)
+    method = {"type": "sft", "hold_out": {"fraction": 0}, "sft": {"batch_pairs": 4}}
+    unknown = forecast(client, spec, method=method, dataset=waiting)["sft"]
+    assert unknown["memory_bytes"] > LITTLE
+    assert unknown["problems"][-1].startswith("With the longest texts that it allows this stage would need")
+    known = forecast(client, spec, method=method, dataset=ready)["sft"]
+    assert known["memory_bytes"] <= LITTLE
+    assert known["problems"] == []
+    for dataset in (waiting, ready):
+        answer = client.post("/v1/jobs", json=spec | {"method": method, "dataset": dataset})
+        assert answer.status_code == 202, answer.text
 
 
 def test_a_model_whose_folder_tells_nothing_is_named_as_the_reason(

@@ -16,6 +16,9 @@ from mpo.adapters import ADAPTER, AdaptedBase, weights_digest
 from mpo.config import DPOStage, PPOStage, RewardModelStage, SFTStage
 from mpo.dpo.train import train_dpo
 from mpo.errors import StageInterrupted, UnusableModel
+from mpo.estimates_networks import adapted_networks
+from mpo.job_spec import JobSpec
+from mpo.plan import expand
 from mpo.policies import load_policy, load_reward_model
 from mpo.ppo.adapted import load_adapted_networks
 from mpo.ppo.train import train_ppo
@@ -164,6 +167,36 @@ def test_models_of_another_base_take_part_whole(house: Path, tmp_path: Path) -> 
     train_ppo(ppo_task(house, tmp_path / "out", reference=other, reward_model=scorer), reporter)
     assert reporter.steps[0][2]["kl"] > 0.01
     assert reporter.steps[0][2]["reward"] != 0.0
+
+
+@pytest.mark.parametrize("full", [(), ("reward_model",), ("sft",), ("dpo", "sft", "reward_model")], ids=str)
+def test_as_many_models_are_loaded_as_are_estimated(
+    house: Path, tmp_path: Path, full: tuple[str, ...]
+) -> None:
+    """full: stages before that trained every weight."""
+    adapted: dict[str, Any] = {"lora": LORA.model_dump()}
+    method = {name: {} if name in full else adapted for name in ("sft", "reward_model", "dpo", "ppo")}
+    spec = JobSpec.model_validate({"model": "m", "dataset": "ds_a", "method": {"type": "mpo", **method}})
+    plan = expand(spec, model="m", dataset="ds_a")
+    stage = next(stage for stage in plan if stage.name == "ppo")
+    assert isinstance(stage.config, PPOStage)
+    task = ppo_task(house, tmp_path / "out", **full_models(house, tmp_path, full))
+    loaded = load_adapted_networks(task, stage.config, LORA).whole()
+    assert len(loaded) == adapted_networks(stage, stage.config, LORA, plan).models
+
+
+def full_models(house: Path, folder: Path, full: tuple[str, ...]) -> dict[str, Path]:
+    """Models for roles of PPO of which these stages trained every weight, the others adapters."""
+    found = {}
+    if "sft" in full:
+        sft = found["sft"] = write_policy(folder / "sft", seed=1)
+        config = DPOStage(**{**FAST, "lora": None if "dpo" in full else LORA})
+        inputs = {"policy": sft, "reference": sft, "base": house / "base", "data": house / "pairs.parquet"}
+        train_dpo(task_of(config, folder / "dpo", inputs), RecordingReporter())
+        found["policy"] = found["reference"] = folder / "dpo" / "model"
+    if "reward_model" in full:
+        found["reward_model"] = write_reward_model(folder / "rm", house / "base")
+    return found
 
 
 def test_adapters_of_two_shapes_are_refused_before_training(house: Path, tmp_path: Path) -> None:
