@@ -22,11 +22,12 @@ from typing import Any
 from bench.load_page import Conditions, write_page_section
 from bench.load_stack import EXAMPLES, Stack, running_stack
 from embedded.services import inherited_environment
+from workers.threads import threads_for
 
 HEADING = "## The service over the bare library"
 MOST, MOST_OUTSIDE, MOST_SECONDS = 1.05, 0.15, 180.0
 THREADS = os.cpu_count() or 1
-"""Of both: what the embedded stack gives its gpu worker."""
+"""Of the library, and what the embedded stack gives its gpu worker, which computes small models by one."""
 
 
 def spec_of(seed: int) -> dict[str, Any]:
@@ -81,8 +82,10 @@ def write(page: Path, conditions: Conditions, found: Sequence[tuple[float, float
         ("the whole job", longest <= MOST_SECONDS, f"at most {MOST_SECONDS:.0f} s"),
     ]
     verdict = "; ".join(f"{name} ({most}): {'reached' if ok else '**missed**'}" for name, ok, most in met)
-    shape = f"The demo's job on `tiny`, {len(found)} rounds, {THREADS} threads"
-    said = f"{conditions.machine()}. {shape}. {verdict}."
+    of_service = threads_for(THREADS, [EXAMPLES / "tiny"])
+    shape = f"The demo's job on `tiny`, {len(found)} rounds"
+    threads = f"the library by {THREADS} threads, the service by {of_service} (`workers/threads.py`)"
+    said = f"{conditions.machine()}. {shape}; {threads}. {verdict}."
     columns = ["round", "library, s", "service, s", "service over library", "its stages, s", "outside stages"]
     rows = [
         [

@@ -11,6 +11,8 @@ TITLES = {"rm": "Training a reward model", "dpo": "Training by DPO", "ppo": "PPO
 FLOORS = {"rm": (3.0, 1.4), "dpo": (4.5, 1.7), "ppo": (2.2, 1.8)}
 GOALS = {"rm": (5.0, 2.0), "dpo": (7.0, 2.5), "ppo": (3.5, 3.0)}
 MEMORY_FLOOR = 0.7
+PEAK_FLOORS = {"dpo": 0.4}
+"""Of the machine's matrix product; of the stages that are not named nothing was asked."""
 SIDES = {"ours": "ours", "theirs_default": "TRL, default", "theirs_tuned": "TRL, tuned"}
 COLUMNS = (
     "side",
@@ -48,6 +50,10 @@ def _verdict(found: Mapping[str, Any]) -> str:
         word = "floor reached, goal missed" if ratio >= floor else "**missed**"
         word = "goal reached" if ratio >= goal else word
         said.append(f"Against {side}: {ratio:.2f} (floor {floor:g}, goal {goal:g}): {word}.")
+    if (least := PEAK_FLOORS.get(found["stage"])) is not None:
+        share = _rate(found["ours"]) / found["ours"]["matmul_gflops"]
+        word = "reached" if share >= least else "**missed**"
+        said.append(f"Useful work: {share:.0%} of the matmul peak (at least {least:.0%}): {word}.")
     if found["stage"] != "ppo":
         memory = found["memory_ratio_default"]
         word = "reached" if memory <= MEMORY_FLOOR else "**missed**"
@@ -85,7 +91,7 @@ def _rows(found: Mapping[str, Any]) -> list[Sequence[str]]:
 def _row(
     line: Mapping[str, Any], title: str, held_out: int | None, ratios: Sequence[float] | None
 ) -> Sequence[str]:
-    rate = line.get("useful_gflops_all_passes", line["useful_gflops"])
+    rate = _rate(line)
     return (
         f"{title} ({line['version']})",
         f"{line['seconds']:.1f}",
@@ -96,6 +102,11 @@ def _row(
         _quality(line, held_out),
         "" if ratios is None else spread(ratios),
     )
+
+
+def _rate(line: Mapping[str, Any]) -> float:
+    """GFLOP/s of the work that had to be done."""
+    return float(line.get("useful_gflops_all_passes", line["useful_gflops"]))
 
 
 def _quality(line: Mapping[str, Any], held_out: int | None) -> str:

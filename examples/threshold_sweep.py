@@ -2,8 +2,8 @@
 
     python -m examples.threshold_sweep JOB --state .demo --easy 0.2 0.35 0.5 0.65 0.8 --plot sweep.png
 
-Reward models and scores of the first job are cached, so each point costs DPO, PPO and the evaluation alone.
-The plot needs matplotlib, which the extra `server` brings.
+Reward models and scores of the first job are cached, so each point costs the split, DPO, PPO and the
+evaluation alone. The plot needs matplotlib, which the extra `server` brings.
 """
 
 import argparse
