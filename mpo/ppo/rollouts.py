@@ -201,9 +201,14 @@ def measure_own_tokens(
         keep("reference_logprobs", batch, response_logprobs(networks.reference, batch, temperature))
         if networks.sft is not None:
             keep("sft_logprobs", batch, response_logprobs(networks.sft, batch, temperature))
-    if networks.sft is None:
-        return RolloutTokens(mask, **{**columns, "sft_logprobs": None})
-    return RolloutTokens(mask, **columns)
+    return RolloutTokens(
+        mask,
+        columns["logprobs"],
+        columns["entropies"],
+        columns["reference_logprobs"],
+        None if networks.sft is None else columns["sft_logprobs"],
+        columns["values"],
+    )
 
 
 def of_all_ranks(own: RolloutTokens, ranks: Ranks) -> RolloutTokens:
