@@ -17,6 +17,9 @@ Device = str
 PACKED_TOKENS = {"cpu": 2**11, "cuda": 2**14}
 """As `mpo/packed_rows.py: TOKENS_AT_ONCE`."""
 
+PPO_TOKENS = {"cpu": 2**12, "cuda": 2**14}
+"""As `mpo/ppo/rollouts.py: TOKENS_AT_ONCE`."""
+
 LOGITS_AT_ONCE, ROWS_AT_ONCE = 2**28, 32
 """As `mpo/batches.py: rows_at_once`."""
 
@@ -110,7 +113,7 @@ def training_pass(
 ) -> Pass:
     """The largest pass of a stage that trains, on one of its ranks: each takes a share of a step's rows."""
     if isinstance(config, PPOStage):
-        return _ppo_pass(config, shape, longest, ranks)
+        return _ppo_pass(config, shape, longest, device, ranks)
     config = config.model_copy(update={"batch_pairs": -(-config.batch_pairs // ranks)})
     if getattr(config, "engine", "native") == "trl":
         return _padded(config, shape, longest, TRL_ROWS_AT_ONCE)
@@ -170,15 +173,16 @@ def _padded(config: TrainingConfig, shape: ModelShape, longest: Longest, most: i
     return Pass(tokens, tokens, logits=logits)
 
 
-def _ppo_pass(config: PPOStage, shape: ModelShape, longest: Longest, ranks: int) -> Pass:
-    """A rank's share of a micro-batch, whose rows stay together whatever their length."""
+def _ppo_pass(config: PPOStage, shape: ModelShape, longest: Longest, device: Device, ranks: int) -> Pass:
+    """A rank's share of a micro-batch: of the rows of a step, evenly, as many as a pass may hold."""
     episodes = min(config.rollout_prompts, config.episodes or config.rollout_prompts)
     a_step = -(-episodes // min(config.mini_batches, episodes))
-    at_once = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // max(1, longest.row * shape.vocabulary)))
+    a_row = longest.long.prompt + longest.response if shape.packs else longest.row
+    of_logits = LOGITS_AT_ONCE // shape.vocabulary // max(1, longest.response)
+    at_once = max(1, min(int(PPO_TOKENS[device] // max(1, a_row)), of_logits))
     together = -(-a_step // -(-a_step // at_once))
     rows = -(-together // ranks)
     responses = float(rows * longest.response)
-    a_row = longest.long.prompt + longest.response if shape.packs else longest.row
     tokens = float(rows * a_row)
     if not shape.packs:
         return Pass(tokens, tokens, logits=responses)

@@ -68,6 +68,7 @@ def _estimated(task: StageTask, config: TrainingConfig) -> int:
     """Bytes. Of the rows nothing is asked: whoever has no memory left had better not read a dataset."""
     import torch
 
+    from mpo.estimates_machine import Machine
     from mpo.estimates_memory import stage_memory
     from mpo.estimates_shape import read_shape
     from mpo.estimates_work import longest
@@ -76,7 +77,6 @@ def _estimated(task: StageTask, config: TrainingConfig) -> int:
     role = next(role for role in MODEL_ROLES if task.inputs.get(role))
     sources = {role: tuple(Source.model(given.name) for given in each) for role, each in task.inputs.items()}
     stage = PlannedStage("", cast("Stage", config), sources, task.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return stage_memory(
-        stage, read_shape(task.inputs[role][0].path), longest(stage, {}, lambda _: None), device
-    )
+    machine = Machine("cuda" if torch.cuda.is_available() else "cpu")
+    rows = longest(stage, {}, lambda _: None)
+    return stage_memory(stage, read_shape(task.inputs[role][0].path), rows, machine)

@@ -11,7 +11,6 @@ from mpo.batches import LOGITS_AT_ONCE
 from mpo.generation import SampledResponse, SamplingConfig, sample
 from mpo.logprobs import token_logprobs
 from mpo.packed_models import reads_packed_rows
-from mpo.packed_rows import tokens_at_once
 from mpo.ppo.networks import Networks, ValueHead
 from mpo.ranks import ALONE, Ranks, share
 from mpo.responses import (
@@ -23,6 +22,9 @@ from mpo.responses import (
     response_logprobs,
 )
 from mpo.seeds import permutation
+
+TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**14}
+"""Tokens of a forward pass by the kind of device: enough to keep it busy; more cost memory alone."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class PassBound:
     def of(cls, policy: PreTrainedModel) -> "PassBound":
         """For passes through a policy."""
         vocabulary = policy.config.get_text_config().vocab_size
-        return cls(tokens_at_once(policy.device), LOGITS_AT_ONCE // vocabulary, not reads_packed_rows(policy))
+        tokens = TOKENS_AT_ONCE.get(policy.device.type, 2**14)
+        return cls(tokens, LOGITS_AT_ONCE // vocabulary, not reads_packed_rows(policy))
 
     def holds(self, prompts: Sequence[int], responses: Sequence[int]) -> bool:
         """Whether rows of so many tokens are within it; a row by itself always is."""

@@ -23,6 +23,7 @@ from mpo.estimates_passes import (
     LOGITS_TRAINED,
     MEAN_KEYS,
     PACKED_TOKENS,
+    PPO_TOKENS,
     QUERIES_A_BLOCK,
     TRL_ROWS_AT_ONCE,
     Pass,
@@ -36,6 +37,7 @@ from mpo.logprobs import token_logprobs
 from mpo.packed_models import pack_where_exact, packed_logits, packed_states
 from mpo.packed_rows import TOKENS_AT_ONCE, Family, PackedRow, narrowed
 from mpo.plan import PlannedStage, Source
+from mpo.ppo import rollouts
 from mpo.precision import set_precision
 from mpo.recomputation import recompute_layers
 from mpo.training_config import LoRAConfig, Precision, TrainingConfig
@@ -141,6 +143,7 @@ def llama(folder: Path) -> tuple[Any, ModelShape]:
 
 def test_bounds_are_those_of_the_engine() -> None:
     assert PACKED_TOKENS == TOKENS_AT_ONCE
+    assert PPO_TOKENS == rollouts.TOKENS_AT_ONCE
     assert ASSUMED_LOGITS == LOGITS_AT_ONCE
     assert BATCHES_SORTED == GROUP_BATCHES
     assert TRL_ROWS_AT_ONCE == MICRO_BATCH_ROWS
@@ -213,7 +216,8 @@ def test_what_was_not_counted_in_bf16_is_taken_to_be_no_less() -> None:
 @pytest.mark.parametrize("config", STAGES, ids=lambda config: str(config.kind))
 def test_ranks_take_shares_of_a_step_and_add_up_on_a_cpu(config: TrainingConfig) -> None:
     if isinstance(config, PPOStage):
-        share = changed(config, rollout_prompts=config.rollout_prompts // 2)
+        config = changed(config, rollout_prompts=32)  # whose steps are a micro-batch each, which is shared
+        share = changed(config, rollout_prompts=16)
     else:
         share = changed(config, batch_pairs=config.batch_pairs // 2)
     assert memory(config, ranks=2) == 2 * memory(share)
