@@ -33,7 +33,7 @@ from mpo.run_folders import FolderReporter, StageFolder
 from workers.child_main import PipeReporter
 
 HEADING = "## What it costs to be watched"
-STEPS, BATCH = 100, 16
+STEPS, BATCH = 60, 16
 MOST = 0.01
 WAYS = {"folder": "a file, and lines", "pipe": "a pipe to the worker"}
 
@@ -87,7 +87,7 @@ def run_one(way: str, data: Path, model: Path) -> dict[str, float]:
         folder = StageFolder(Path(name) / "stage", "key")
         folder.open()
         ours, theirs = multiprocessing.Pipe()
-        reader = multiprocessing.get_context("spawn").Process(target=_read, args=(theirs,))
+        reader = multiprocessing.get_context("spawn").Process(target=_read, args=(theirs,), daemon=True)
         reader.start()
         reporter: Reporter = (
             PipeReporter(ours, 300.0)
