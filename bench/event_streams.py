@@ -1,31 +1,42 @@
-"""Event streams: many readers of one job against the API process of a running stack.
+"""Event streams: many readers of one job against the API of a stack.
 
-mpo up --state DIR --port 8000 &
-python -m bench.event_streams --state DIR --url http://127.0.0.1:8000 [--readers 1000] [--rounds 20]
+python -m bench.event_streams [--readers 1000] [--rounds 20] [--docs PAGE]
 
-A round pauses or resumes the job; its latency is from sending that request, so the commit is in it, to the
-event at each reader. Transactions are the whole database's, the workers' included: the readers' are the
-difference. The readers are one process, whose own time is in the latency too.
+Starts `mpo up` in a temporary folder. A round pauses or resumes the job, which trains; its latency is from
+sending that request, so the commit is in it, to the event at each reader. Transactions are the whole
+database's, the workers' included: the readers' are the difference. The readers are one process, whose own
+time is in the latency too.
 """
 
 import argparse
 import asyncio
-import gzip
-import itertools
-import json
+import os
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import psycopg
 
-import examples
-from embedded.postgres import socket_folder
+from bench.cpu_time import resident_bytes
+from bench.load_page import Conditions, write_page_section
+from bench.load_stack import Stack, running_stack
+from embedded.services import API, MOST_API_PROCESSES
 
-PAIRS = Path(examples.__file__).parent / "pairs.jsonl.gz"
-REST_SECONDS = 5.0
+HEADING = "## Many event streams of one job"
+COLUMNS = (
+    "from the request to the event's receipt, s: median",
+    "p99",
+    "API's memory, MiB: no readers, readers, after the rounds",
+    "transactions a second: no readers, readers",
+)
+REST_SECONDS = 10.0
+SETTLE_SECONDS = 12.0
+"""Postgres hears of an idle session's transactions up to ten seconds late, also of connecting readers'."""
+FIRST_STEPS = 1
 TOGGLES = ("event: job.paused", "event: job.resumed")
 
 
@@ -42,7 +53,7 @@ class Readers:
         return min(len(seen) for seen in self.received)
 
     async def read(self) -> None:
-        """Read until cancelled."""
+        """Read until the job has ended."""
         seen: list[float] = []
         self.received.append(seen)
         headers = {"Accept": "text/event-stream"}
@@ -54,6 +65,16 @@ class Readers:
                     seen.append(time.monotonic())
 
 
+@dataclass(frozen=True)
+class Found:
+    """latencies: seconds, ascending. mebibytes: of the API without readers, with them, and after the rounds.
+    transactions: a second, without readers and with them."""
+
+    latencies: Sequence[float]
+    mebibytes: Sequence[int]
+    transactions: Sequence[float]
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Poll: what is waited for is counted by other tasks."""
     async with asyncio.timeout(120):
@@ -61,85 +82,92 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def submit(client: httpx.AsyncClient) -> str:
-    """A job of the example pairs; returns its id."""
-    with gzip.open(PAIRS, "rt") as file:
-        rows = "".join(itertools.islice(file, 60))
-    form = {"name": "bench", "kind": "preference"}
-    made = await client.post("/v1/datasets", data=form, files={"file": ("pairs.jsonl", rows.encode())})
-    method = {"type": "sft", "sft": {"epochs": 1000}}  # longer than any bench
-    spec = {"model": "tiny", "dataset": made.raise_for_status().json()["id"], "method": method}
-    return str((await client.post("/v1/jobs", json=spec)).raise_for_status().json()["id"])
+def submit(stack: Stack) -> str:
+    """Id of a job that trains, and goes on for longer than any bench."""
+    method = {"type": "sft", "sft": {"epochs": 1000}}
+    job_id = stack.submit({"model": "tiny", "dataset": stack.upload_examples(), "method": method})
+    stack.wait_for_steps(job_id, "sft", FIRST_STEPS)
+    return job_id
 
 
-async def measure(client: httpx.AsyncClient, readers: Readers, job_id: str, rounds: int) -> list[float]:
+async def latencies(client: httpx.AsyncClient, readers: Readers, job_id: str, rounds: int) -> list[float]:
     """Seconds from each request to each reader."""
-    latencies: list[float] = []
+    found: list[float] = []
     for number in range(rounds):
         started = time.monotonic()
         action = "resume" if number % 2 else "pause"
         (await client.post(f"/v1/jobs/{job_id}/{action}")).raise_for_status()
         await until(lambda: readers.least() > number)  # noqa: B023 - awaited within the round
-        latencies += [seen[number] - started for seen in readers.received]
-    return latencies
+        found += [seen[number] - started for seen in readers.received]
+    return sorted(found)
 
 
-async def transactions_a_second(state: Path) -> float:
-    """Of the whole database."""
-    query = "SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database"
-    host = str(socket_folder(Path((state / "sockets").read_text())))
-    with psycopg.connect(host=host, user="postgres", dbname="postgres", autocommit=True) as connection:
-        counts = []
-        for pause in (REST_SECONDS, 0.0):
-            row = connection.execute(query).fetchone()
-            counts.append(float(row[0]) if row else 0.0)
-            await asyncio.sleep(pause)
-    return (counts[1] - counts[0]) / REST_SECONDS
+async def transactions_a_second(stack: Stack) -> float:
+    """Of the whole database, once what came before has been counted."""
+    await asyncio.sleep(SETTLE_SECONDS)
+    before = stack.transactions()
+    await asyncio.sleep(REST_SECONDS)
+    return (stack.transactions() - before) / REST_SECONDS
 
 
-def api_bytes(state: Path) -> int:
-    """Resident memory of the API process."""
-    recorded = json.loads((state / "processes.json").read_text())
-    entries = recorded["processes"] if isinstance(recorded, dict) else recorded
-    pid = next(entry["pid"] for entry in entries if entry["name"] == "api")
-    status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmRSS"))
+def api_mebibytes(stack: Stack) -> int:
+    """Memory of the API: of the process that starts the others, too."""
+    return resident_bytes(stack.processes())[API] >> 20
 
 
-async def bench(state: Path, url: str, count: int, rounds: int) -> None:
-    """Print readers, latencies, memory and transactions."""
-    headers = {"Authorization": f"Bearer {(state / 'api-key').read_text().strip()}"}
+async def measure(stack: Stack, count: int, rounds: int) -> Found:
+    """Connect the readers and do the rounds."""
+    job_id = submit(stack)
+    headers = {"Authorization": f"Bearer {stack.key}"}
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=120) as client:
-        job_id = await submit(client)
-        idle, before = await transactions_a_second(state), api_bytes(state)
+    async with httpx.AsyncClient(base_url=stack.url, headers=headers, limits=limits, timeout=120) as client:
+        idle, before = await transactions_a_second(stack), api_mebibytes(stack)
         readers = Readers(client, job_id)
         tasks = [asyncio.create_task(readers.read()) for _ in range(count)]
         await until(lambda: readers.connected == count)
-        first = api_bytes(state)
-        latencies = sorted(await measure(client, readers, job_id, rounds))
-        busy, after = await transactions_a_second(state), api_bytes(state)
+        busy, connected = await transactions_a_second(stack), api_mebibytes(stack)
+        seconds = await latencies(client, readers, job_id, rounds)
+        after = api_mebibytes(stack)
         await client.post(f"/v1/jobs/{job_id}/cancel")
         await asyncio.wait(tasks)
-    p99 = latencies[int(len(latencies) * 0.99)]
-    print(f"readers {count}, rounds {rounds}, events received {len(latencies)}")
-    print(f"latency: median {statistics.median(latencies):.3f} s, p99 {p99:.3f} s")
-    print(
-        f"memory of the API: {before >> 20} MiB, {first >> 20} with readers, {after >> 20} after the rounds"
+    return Found(seconds, (before, connected, after), (idle, busy))
+
+
+def write(page: Path, conditions: Conditions, count: int, rounds: int, row: Sequence[str]) -> None:
+    """The section of the page."""
+    processes = min(MOST_API_PROCESSES, len(os.sched_getaffinity(0)))
+    said = (
+        f"{conditions.machine()}. The API's {processes} processes, Postgres, a worker that trains and the "
+        f"readers, one Python process, share them. {count * rounds:,} events received by {count:,} readers "
+        f"in {rounds} rounds. Memory is that of all the API's processes, and of the one that started them; "
+        "what they share is counted in each. Transactions are of the whole database, the training's too. A "
+        "look every 0.2 s is 0.1 s of the median; the rest, the readers' own process included, was not told "
+        "apart."
     )
-    print(f"transactions a second: {idle:.1f} without readers, {busy:.1f} with them")
+    write_page_section(page, HEADING, conditions.command, said, [COLUMNS, row])
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--url", required=True)
+def main(arguments: Sequence[str]) -> int:
+    """Measure, print, and write the page's section where one is named."""
+    parser = argparse.ArgumentParser(prog="python -m bench.event_streams")
     parser.add_argument("--readers", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=20)
-    asked = parser.parse_args()
-    asyncio.run(bench(asked.state, asked.url, asked.readers, asked.rounds))
+    parser.add_argument("--docs", type=Path)
+    chosen = parser.parse_args(arguments)
+    conditions = Conditions.now(["python -m bench.event_streams", *arguments])
+    with tempfile.TemporaryDirectory() as folder, running_stack(Path(folder)) as stack:
+        found = asyncio.run(measure(stack, chosen.readers, chosen.rounds))
+    row = (
+        f"{statistics.median(found.latencies):.2f}",
+        f"{found.latencies[int(len(found.latencies) * 0.99)]:.2f}",
+        ", ".join(map(str, found.mebibytes)),
+        ", ".join(f"{each:.1f}" for each in found.transactions),
+    )
+    print(" | ".join(row))
+    if chosen.docs:
+        write(chosen.docs, conditions, chosen.readers, chosen.rounds, row)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

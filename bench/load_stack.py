@@ -66,6 +66,16 @@ class Stack:
         ):
             self.client.jobs.get(job_id, wait_seconds=5)
 
+    def wait_for_steps(self, job_id: str, kind: str, steps: int) -> str:
+        """Id of the run of a job's stage of this kind, once it has taken so many steps."""
+        while True:
+            job = self.client.jobs.get(job_id, wait_seconds=5)
+            assert not job.is_finished, job
+            for stage in job.stages:
+                step = (stage.progress and stage.progress.step) or 0
+                if stage.kind == kind and stage.run_id and step >= steps:
+                    return stage.run_id
+
     def etag(self, path: str) -> str:
         """The ETag of an object as it is now."""
         return httpx.get(self.url + path, headers={"Authorization": f"Bearer {self.key}"}).headers["ETag"]
@@ -90,6 +100,10 @@ class Stack:
             "WHERE run_id = %s GROUP BY xmin::text ORDER BY 1"
         )
         return [(float(moment), int(step)) for moment, step in self._query(statement, run_id)]
+
+    def transactions(self) -> int:
+        """Those that have ended so far, of all that use the database."""
+        return int(self._query("SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database")[0][0])
 
     def processes(self) -> dict[str, int]:
         """Process ids by the name that the supervisor knows them by, and this process's own."""

@@ -92,7 +92,7 @@ def measure(stack: Stack, windows: int, seconds: float) -> Found:
     service, work = Service(stack, MODEL), make_work()
     service.text(work.prompts[0], 1)  # the sampler has started, and loaded the model
     job_id = stack.submit({"model": MODEL, "dataset": stack.upload_examples(), "method": SPEC})
-    run_id = _run_at_work(stack, job_id)
+    run_id = stack.wait_for_steps(job_id, "sft", FIRST_STEPS)
     found, spans = Found(), list[tuple[float, float]]()
     for _ in range(windows):
         time.sleep(SETTLE_SECONDS)
@@ -107,17 +107,6 @@ def measure(stack: Stack, windows: int, seconds: float) -> Found:
     stack.client.jobs.cancel(job_id)
     found.alone, found.beside = rates[::2], rates[1::2]
     return found
-
-
-def _run_at_work(stack: Stack, job_id: str) -> str:
-    """Id of the training's run, once it has taken its first steps."""
-    while True:
-        job = stack.client.jobs.get(job_id, wait_seconds=5)
-        assert not job.is_finished, job
-        for stage in job.stages:
-            step = (stage.progress and stage.progress.step) or 0
-            if stage.kind == "sft" and stage.run_id and step >= FIRST_STEPS:
-                return stage.run_id
 
 
 def _steps_a_second(
