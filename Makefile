@@ -32,7 +32,7 @@ format: install ## Put the code into the project's format.
 	@$(PY) -m ruff format .
 
 test: lint ## Everything that must hold before a change lands.
-	@$(PY) -m pytest --numprocesses=3 --dist=loadfile
+	@$(PY) -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 chaos: install ## Torment the protocol, then kill, freeze and stop every process of a stack (long); writes docs/reliability.md.
 	@MPO_SEQUENCES=2000 MPO_ROUNDS=1000 $(PY) -m pytest --numprocesses=2 --dist=load tests/protocol

@@ -83,8 +83,9 @@ def test_a_loss_that_is_not_finite_stops_the_training(inputs: Inputs, tmp_path: 
     with torch.no_grad():
         broken.lm_head.weight[3] = float("nan")
     broken.save_pretrained(tmp_path / "base")
+    sound = inputs | {"reference": write_policy(tmp_path / "sound")}
     with pytest.raises(TrainingDiverged) as caught:
-        train_dpo(task_of(DPOStage(engine="trl"), tmp_path / "dpo", inputs), RecordingReporter())
+        train_dpo(task_of(DPOStage(engine="trl"), tmp_path / "dpo", sound), RecordingReporter())
     assert caught.value.facts["step"] == 1
     assert not list((tmp_path / "dpo").iterdir())
 
