@@ -73,6 +73,11 @@ def _shorter(config: TrainingConfig) -> Iterator[Changes]:
         yield dict(lengths)
 
 
+def gib(count: int) -> str:
+    """Bytes as a sentence names them."""
+    return f"{count / 2**30:.2f} GiB"
+
+
 def worded(changes: Changes) -> str:
     """As a sentence names them."""
     return " and ".join(f"{name} {_worded(value)}" for name, value in changes.items())

@@ -39,6 +39,10 @@ MADE: Mapping[str, Mapping[str, Thing]] = {
 """What outputs are, by kind of stage; hold_out passes on what it is given, and no role takes any other."""
 
 
+MODEL_ROLES = ("policy", "backbone", "models", "reward_models")
+"""Of a stage the first of these that it reads has the shape of its networks."""
+
+
 @dataclass(frozen=True)
 class Role:
     """An input of a stage. several: it may be a list."""

@@ -6,7 +6,10 @@ from typing import TypeVar, cast
 
 from mpo.config import Stage
 from mpo.errors import MPOError, OutOfMemory
+from mpo.estimates_fit import gib, nearest_fit, worded
+from mpo.ranks import Ranks
 from mpo.reporter import StageTask
+from mpo.roles import MODEL_ROLES
 from mpo.training_config import TrainingConfig
 
 T = TypeVar("T")
@@ -14,10 +17,8 @@ T = TypeVar("T")
 OF_TORCH = "OutOfMemoryError"
 OF_ITS_CPU = "DefaultCPUAllocator"
 """On a GPU torch raises an error of its own, on a CPU a RuntimeError that names the allocator."""
-MODEL_ROLES = ("policy", "backbone", "models", "reward_models")
 LESS = 3 / 4
 """Of what a stage was estimated to need, a setting is proposed that needs so much at most."""
-GIB = 2**30
 
 
 def is_short(error: BaseException) -> bool:
@@ -36,6 +37,12 @@ def if_it_fits(call: Callable[[], T]) -> T | None:
     return None  # here, where the error is gone: it holds on to the memory of the call
 
 
+def if_it_fits_all(ranks: Ranks, call: Callable[[], T]) -> T | None:
+    """What a call returns here; None on every rank where the memory of any was short."""
+    found = if_it_fits(call)
+    return found if all(ranks.gather_objects(found is not None)) else None
+
+
 def out_of_memory(task: StageTask) -> OutOfMemory:
     """The error that ends a stage: what it is estimated to need, and the nearest setting that needs clearly
     less."""
@@ -46,22 +53,16 @@ def out_of_memory(task: StageTask) -> OutOfMemory:
 
 
 def _what_would_help(task: StageTask) -> str:
-    from mpo.estimates_fit import nearest_fit, worded
-
     if not isinstance(task.config, TrainingConfig):
         return "The stage runs no model: its dataset is too large for this machine."
     estimated = partial(_estimated, task)
     needed = estimated(task.config)
-    needs = f"With rows as long as it allows the stage is estimated to need {_gib(needed)}"
+    needs = f"With rows as long as it allows the stage is estimated to need {gib(needed)}"
     found = nearest_fit(task.config, estimated, round(LESS * needed))
     if found is None:
         return f"{needs}. No other batch or length and no adapters make it clearly less: take a smaller model"
     changes, memory = found
-    return f"{needs}. The nearest setting that needs clearly less is {worded(changes)}: {_gib(memory)}"
-
-
-def _gib(count: int) -> str:
-    return f"{count / GIB:.2f} GiB"
+    return f"{needs}. The nearest setting that needs clearly less is {worded(changes)}: {gib(memory)}"
 
 
 def _estimated(task: StageTask, config: TrainingConfig) -> int:

@@ -128,7 +128,8 @@ class Training:
 
     def tokens_of_step(self) -> int:
         """Of the rows of the next step."""
-        return sum(self.objective.tokens[row] for row in self.next_rows())
+        tokens = self.objective.tokens
+        return sum(tokens[row] for row in self.next_rows())
 
     def _batches_of(self, number: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(row_seed(self.seed, number))

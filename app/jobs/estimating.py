@@ -19,6 +19,7 @@ from core.tables import Artifact, BaseModelRow, Dataset
 from mpo.config import SplitStage, Stage
 from mpo.errors import MPOError
 from mpo.plan import PlannedStage, Source
+from mpo.roles import MODEL_ROLES
 from mpo.stage_graph import lineages
 from mpo.training_config import TrainingConfig
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from mpo.estimates_rows import Rows
     from mpo.estimates_shape import ModelShape
     from mpo.estimates_work import LengthsOf
-
-MODEL_ROLES = ("policy", "backbone", "models", "reward_models")
 
 
 @dataclass(frozen=True)

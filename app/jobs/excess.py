@@ -6,9 +6,8 @@ from typing import Any
 
 from core.errors import Unprocessable
 from mpo.config import Stage
+from mpo.estimates_fit import gib, nearest_fit, worded
 from mpo.training_config import TrainingConfig
-
-GIB = 2**30
 
 
 class NotEnoughMemory(Unprocessable):
@@ -30,23 +29,18 @@ class Excess:
     def detail(self) -> str:
         """For whoever has to choose."""
         needs = (
-            f"This stage is estimated to need {_gib(self.memory_bytes)} of memory, and trainings have "
-            f"{_gib(self.limit_bytes)} here"
+            f"This stage is estimated to need {gib(self.memory_bytes)} of memory, and trainings have "
+            f"{gib(self.limit_bytes)} here"
         )
         if self.nearest is None or self.nearest_bytes is None:
             return f"{needs}. No other batch or length and no adapters make it fit: take a smaller model"
-        from mpo.estimates_fit import worded
-
-        changes = worded(self.nearest)
-        return f"{needs}. The nearest setting that fits is {changes}: {_gib(self.nearest_bytes)}"
+        return f"{needs}. The nearest setting that fits is {worded(self.nearest)}: {gib(self.nearest_bytes)}"
 
 
 def find_excess(config: Stage, memory: int, limit: int, memory_of: Callable[[Stage], int]) -> Excess | None:
     """The excess of a stage over the limit; None where there is none, or no limit (0)."""
     if not limit or memory <= limit or not isinstance(config, TrainingConfig):
         return None
-    from mpo.estimates_fit import nearest_fit
-
     found = nearest_fit(config, memory_of, limit)
     return Excess(memory, limit, *(found or (None, None)))
 
@@ -57,10 +51,6 @@ def told_of_lengths(memory: int, limit: int) -> list[str]:
     if not limit or memory <= limit:
         return []
     return [
-        f"With the longest texts that it allows this stage would need {_gib(memory)} of memory, and "
-        f"trainings have {_gib(limit)} here: whether it fits is known once its rows are counted"
+        f"With the longest texts that it allows this stage would need {gib(memory)} of memory, and "
+        f"trainings have {gib(limit)} here: whether it fits is known once its rows are counted"
     ]
-
-
-def _gib(count: int) -> str:
-    return f"{count / GIB:.2f} GiB"

@@ -33,7 +33,7 @@ from mpo.ranks import any_of, share
 from mpo.responses import ResponseBatch
 from mpo.reward_model.score import score_responses
 from mpo.seeds import row_seed
-from mpo.short_memory import if_it_fits
+from mpo.short_memory import if_it_fits_all
 
 
 def iterate(training: PPOTraining, should_stop: Callable[[], bool]) -> dict[str, float] | None:
@@ -117,9 +117,8 @@ def _measure(training: PPOTraining, rollouts: Rollouts) -> tuple[list[ResponseBa
         ranks=ranks,
     )
     if not training.halved:
-        own = if_it_fits(partial(measure, batches))
-        fits = all(ranks.gather_objects(own is not None))
-        if own is not None and fits:
+        own = if_it_fits_all(ranks, partial(measure, batches))
+        if own is not None:
             return batches, of_all_ranks(own, ranks)
         training.halve()
         batches = _micro_batches(training, rollouts)

@@ -18,7 +18,7 @@ from mpo.ppo.state import UPDATE_ORDER, PPOTraining
 from mpo.ranks import Ranks
 from mpo.responses import ResponseBatch, even_parts, response_logits_and_states, response_logprobs
 from mpo.seeds import permutation
-from mpo.short_memory import if_it_fits
+from mpo.short_memory import if_it_fits_all
 
 
 @dataclass
@@ -120,9 +120,8 @@ def _gradients_within_memory(
     were_halved: bool,
 ) -> Gradients:
     if not training.halved:
-        found = if_it_fits(partial(_accumulate_until_broken, training, batches, old, tokens))
-        fits = all(training.ranks.gather_objects(found is not None))
-        if found is not None and fits:
+        once = partial(_accumulate_until_broken, training, batches, old, tokens)
+        if (found := if_it_fits_all(training.ranks, once)) is not None:
             return found
         training.halve()
     if not were_halved:

@@ -39,7 +39,7 @@ def test_an_upload_and_a_stage_are_done_on_s3_though_it_is_slower_than_a_lease(
         use_store(settings_env, fresh_bucket())
         make_model(owner="ann")
         dataset_id, run_id = queue_validation(10)
-        slow.wait_seconds = 12.0
+        slow.wait_seconds = 14.0
         with worker(log):
             wait_for(lambda: dataset_row(dataset_id).status == "ready", log.read_text())
             job_id = new_job(dataset_id, {"type": "sft", "hold_out": {"fraction": 0}})
