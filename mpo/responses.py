@@ -106,6 +106,11 @@ def pad_responses(
     )
 
 
+def in_halves(batches: Iterable[ResponseBatch]) -> list[ResponseBatch]:
+    """The halves of all, in their order."""
+    return [half for batch in batches for half in batch.halves()]
+
+
 def response_logits(model: PreTrainedModel, batch: ResponseBatch, temperature: float = 1.0) -> Tensor:
     """logits / temperature that predict the real response tokens, row by row: fp32, (tokens, vocabulary)."""
     if reads_packed_rows(model):

@@ -30,7 +30,7 @@ from mpo.ppo.state import EPISODE, PPOTraining
 from mpo.ppo.stops import nothing_to_learn, passed_max_kl
 from mpo.ppo.update import update
 from mpo.ranks import any_of, share
-from mpo.responses import ResponseBatch
+from mpo.responses import ResponseBatch, in_halves
 from mpo.reward_model.score import score_responses
 from mpo.seeds import row_seed
 from mpo.short_memory import if_it_fits_all
@@ -107,7 +107,7 @@ def _score(training: PPOTraining, rollouts: Rollouts) -> Tensor:
 
 def _measure(training: PPOTraining, rollouts: Rollouts) -> tuple[list[ResponseBatch], RolloutTokens]:
     """What the networks say of the responses, and the micro-batches that they said it of. Where the memory of
-    any rank was short these are halved, once in a training."""
+    any rank was short they read halves of these, from there on in the training."""
     ranks, batches = training.ranks, _micro_batches(training, rollouts)
     measure = partial(
         measure_own_tokens,
@@ -121,8 +121,7 @@ def _measure(training: PPOTraining, rollouts: Rollouts) -> tuple[list[ResponseBa
         if own is not None:
             return batches, of_all_ranks(own, ranks)
         training.halve()
-        batches = _micro_batches(training, rollouts)
-    return batches, of_all_ranks(measure(batches), ranks)
+    return batches, of_all_ranks(measure(in_halves(batches)), ranks)
 
 
 def _micro_batches(training: PPOTraining, rollouts: Rollouts) -> list[ResponseBatch]:
@@ -134,7 +133,6 @@ def _micro_batches(training: PPOTraining, rollouts: Rollouts) -> list[ResponseBa
         training.terminators.pad_id,
         policy.device,
         training.ranks,
-        halved=training.halved,
     )
 
 

@@ -111,19 +111,14 @@ def form_micro_batches(
     pad_id: int,
     device: torch.device,
     ranks: Ranks = ALONE,
-    *,
-    halved: bool = False,
 ) -> list[ResponseBatch]:
-    """The episodes in order, in as few even parts for each optimizer step as the bound allows; halved: in
-    twice as many, as the memory did not hold these.
+    """The episodes in order, in as few even parts for each optimizer step as the bound allows.
 
     Of each part this rank's share, which may be empty: the parts, and so the optimizer steps, are the same on
     any number of ranks.
     """
     tokens = rollouts.tokens
     batches = _parts(rollouts, min(optimizer_steps, len(rollouts)), bound)
-    if halved:
-        batches = list(even_parts(len(rollouts), 2 * len(batches)))
     mine = [share(ranks, tokens[rows.start : rows.stop], turn) for turn, rows in enumerate(batches)]
     return [
         _micro_batch(rollouts, rows[here.start : here.stop], pad_id, device)

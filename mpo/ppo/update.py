@@ -16,7 +16,7 @@ from mpo.ppo.loss import OldTokens, PolicyTerms, ppo_policy_loss, ppo_value_loss
 from mpo.ppo.networks import Critic, ValueHead
 from mpo.ppo.state import UPDATE_ORDER, PPOTraining
 from mpo.ranks import Ranks
-from mpo.responses import ResponseBatch, even_parts, response_logits_and_states, response_logprobs
+from mpo.responses import ResponseBatch, even_parts, in_halves, response_logits_and_states, response_logprobs
 from mpo.seeds import permutation
 from mpo.short_memory import if_it_fits_all
 
@@ -72,27 +72,25 @@ def update(training: PPOTraining, batches: Sequence[ResponseBatch], old: OldToke
 
     batches: this rank's shares. old: (episodes, tokens), of all. The rows of a micro-batch never change
     within an iteration, or the first ratios would not be exactly 1; but where the memory of any rank did not
-    hold one after all, all are halved from there on. Raises TrainingDiverged.
+    hold one after all, halves of all are read from there on. Raises TrainingDiverged.
     """
-    statistics, halved = UpdateStatistics(), training.halved
-    config = training.config
+    statistics, config = UpdateStatistics(), training.config
     for epoch in range(config.epochs):
         order = permutation(len(batches), training.seed, UPDATE_ORDER, training.iteration, epoch)
         for part in even_parts(len(batches), config.mini_batches):
             if training.optimizer_steps == config.max_steps:
                 return statistics.of_all(training.ranks)
             mine = [batches[order[place]] for place in part]
-            statistics.add(_optimizer_step(training, mine, old, were_halved=halved))
+            statistics.add(_optimizer_step(training, mine, old))
     return statistics.of_all(training.ranks)
 
 
 def _optimizer_step(
-    training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens, *, were_halved: bool
+    training: PPOTraining, batches: Sequence[ResponseBatch], old: OldTokens
 ) -> UpdateStatistics:
-    """were_halved: whether the micro-batches were formed when passes were halved already."""
     ranks = training.ranks
     tokens = ranks.sum(torch.stack([batch.response_mask.sum() for batch in batches]).sum())
-    step, broken = _gradients_within_memory(training, batches, old, tokens, were_halved)
+    step, broken = _gradients_within_memory(training, batches, old, tokens)
     if any(everywhere := ranks.gather_objects(broken)):
         rows = list(chain(*everywhere))
         raise diverged(training, "the loss", rows, step=training.optimizer_steps + 1)
@@ -117,16 +115,13 @@ def _gradients_within_memory(
     batches: Sequence[ResponseBatch],
     old: OldTokens,
     tokens: Tensor,
-    were_halved: bool,
 ) -> Gradients:
     if not training.halved:
         once = partial(_accumulate_until_broken, training, batches, old, tokens)
         if (found := if_it_fits_all(training.ranks, once)) is not None:
             return found
         training.halve()
-    if not were_halved:
-        batches = [half for batch in batches for half in batch.halves()]
-    return _accumulate_until_broken(training, batches, old, tokens)
+    return _accumulate_until_broken(training, in_halves(batches), old, tokens)
 
 
 def _accumulate_until_broken(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from mpo.config import PPOStage
 from mpo.errors import StageInterrupted, TrainingDiverged
+from mpo.ppo import iteration, update
 from mpo.process_group import ProcessGroup
 from mpo.reporter import StageTask
 from mpo.stages import run_stage as run_alone
@@ -105,6 +107,40 @@ def stop_the_second_rank_s_rollouts(group: ProcessGroup, task: StageTask) -> tup
     with pytest.raises(StageInterrupted):
         run_alone(task, reporter, group)
     return reporter.steps, reporter.checkpoints
+
+
+@pytest.mark.parametrize("phase", ["measuring", "updating"])
+def test_micro_batches_of_all_are_halved_where_the_memory_of_one_was_short(
+    two: Run, house: Path, tmp_path: Path, phase: str
+) -> None:
+    alone, both = (task_for(house, tmp_path / of) for of in ("alone", "both"))
+    run_alone(alone, reporter := RecordingReporter())
+    (steps, warnings), (_, others) = two(be_short_once_on_the_second_rank, both, phase)
+    assert_alike(steps, reporter.steps)
+    assert warnings == others
+    assert "passes are half as large" in warnings[-1]
+
+
+def be_short_once_on_the_second_rank(
+    group: ProcessGroup, task: StageTask, phase: str
+) -> tuple[list[Any], list[str]]:
+    reporter, calls = RecordingReporter(), count()
+    module, name = {
+        "measuring": (iteration, "measure_own_tokens"),
+        "updating": (update, "_accumulate_until_broken"),
+    }[phase]
+    real = getattr(module, name)
+
+    def short_once(*arguments: Any, **named: Any) -> Any:
+        found = real(*arguments, **named)
+        if group.number == 1 and next(calls) == 0:
+            raise torch.OutOfMemoryError
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, short_once)
+        run_alone(task, reporter, group)
+    return reporter.steps, reporter.warnings
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all_alike(two: Run, house: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def scarce(module: Any, rows: int, monkeypatch: pytest.MonkeyPatch, *, training_
     [
         # What the networks say is asked anew of halves, and the update takes these.
         pytest.param(rollouts, False, [6, 3, 3, 3, 3], id="measuring"),
-        # Four epochs: the first begins anew; in the next iteration micro-batches are formed as halves.
+        # Four epochs: the first begins anew; in the next iteration halves are read at once.
         pytest.param(update, True, [6, *[3] * 8, *[3] * 8], id="updating"),
     ],
 )
