@@ -111,6 +111,12 @@ class Settings(BaseSettings):
         description="CPU threads of a training child; 0 = torch's choice. Models of at most two million "
         "parameters take one.",
     )
+    worker_niceness: NonNegativeInt = Field(
+        8,
+        le=15,
+        description="By how many steps of niceness workers leave the processor to the API and what else is "
+        "on their machine; their children do by four more. 0 where nothing is to be put before them.",
+    )
     ranks: PositiveInt = Field(
         1,
         description="Processes that train together in a run of a gpu worker, which then takes one run at a "

@@ -130,6 +130,8 @@ def settings_env(
     monkeypatch.setenv("MPO_STORE_URL", f"file://{store}")
     # Else the machine's, which other programs and sessions of tests use too.
     monkeypatch.setenv("MPO_SCRATCH", str(store.parent / "scratch"))
+    # Other tests compute beside the workers that a test starts: with the default they would be starved.
+    monkeypatch.setenv("MPO_WORKER_NICENESS", "0")
     monkeypatch.delenv("MPO_MODELS", raising=False)
     _forget()
     yield monkeypatch

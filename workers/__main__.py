@@ -8,8 +8,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core import logs, tallies
 from core.ids import new_id
-from core.settings import withhold_credentials
-from workers.priority import WORKER, give_way
+from core.settings import settings, withhold_credentials
+from workers.priority import give_way
 from workers.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--concurrency", type=int, default=1, help="runs at a time (default 1)")
     arguments = parser.parse_args()
     stop = StopSignal()
-    give_way(WORKER)
+    give_way(settings().worker_niceness)
     logs.configure(f"worker-{arguments.slot}")
     # Before the fork server starts, whose children must not be able to reach the database.
     withhold_credentials()

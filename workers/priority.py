@@ -4,10 +4,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-WORKER = 8
-"""A worker's niceness above what it was started with."""
 CHILD = 4
-"""A child's above its worker's: a lease must be renewed in time, whatever the child computes."""
+"""A child's niceness above its worker's: a lease must be renewed in time, whatever the child computes."""
 
 AUTOGROUP = Path("/proc/self/autogroup")
 

@@ -23,10 +23,13 @@ from experiments.chaos import audit
 from experiments.chaos.campaign import client_of
 from experiments.chaos.process_table import Process
 from experiments.chaos.stack import CODE, Stack, send, wait_until
-from tests.end_to_end.running_stack import example_rows
+from tests.end_to_end.running_stack import BESIDE_OTHERS, example_rows
 
 LEASE_SECONDS = 2.5
-SETTINGS = {"MPO_LEASE_SECONDS": str(LEASE_SECONDS), "MPO_RENEW_SECONDS": "0.5"} | {
+SETTINGS = {
+    **BESIDE_OTHERS,
+    "MPO_LEASE_SECONDS": str(LEASE_SECONDS),
+    "MPO_RENEW_SECONDS": "0.5",
     "MPO_RECOVERY_SECONDS": "0.5",
     "MPO_LOOK_SECONDS": "1",
 }
