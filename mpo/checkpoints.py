@@ -1,18 +1,24 @@
 """Checkpoints of a running stage: written under a temporary name, synced, then renamed."""
 
+import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from mpo.reporter import Reporter, StageTask
 from mpo.synced import sync, sync_tree
 
 State = Mapping[str, object]
-"""What torch.save keeps and `weights_only` loads: tensors, numbers, strings, and lists and dicts of them."""
+"""Tensors, numbers, strings, None, and lists, tuples and mappings of them; keys are strings or numbers."""
+PLAIN = "state"
+"""The entry of a file's metadata that holds, as JSON, all but the tensors."""
 
 
 @contextmanager
@@ -47,10 +53,58 @@ def handed_over(task: StageTask, reporter: Reporter, step: int) -> Iterator[Path
 
 
 def save_state(path: Path, state: State) -> None:
-    """Keeps tensors and plain values in one file."""
-    torch.save(dict(state), path)
+    """Keeps tensors and plain values in one safetensors file, the plain ones in its metadata.
+
+    Raises TypeError for what is neither, ValueError where two tensors would have one name.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain = json.dumps(_plain(state, "", tensors))
+    save_file(tensors, path, {PLAIN: plain})
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` kept, on the CPU; never runs code from the file."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """What `save_state` kept, on the CPU; there is no code in such a file.
+
+    Raises SafetensorError.
+    """
+    with safe_open(path, framework="pt") as file:
+        # Cloned: what is read lies in the mapped file, which goes while the training goes on.
+        state = _state(json.loads(file.metadata()[PLAIN]), lambda name: file.get_tensor(name).clone())
+    return dict(state)
+
+
+def _plain(value: object, name: str, tensors: dict[str, Tensor]) -> object:
+    """What JSON holds of a value; its tensors are put among `tensors` under their paths in it."""
+    if isinstance(value, Tensor):
+        if name in tensors:
+            raise ValueError(f"Two tensors of a state are called {name}.")
+        tensors[name] = _by_itself(value)
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        # Pairs: JSON's own keys are strings, and an optimizer's are numbers.
+        return {"entries": [[key, _plain(each, f"{name}/{key}", tensors)] for key, each in value.items()]}
+    if isinstance(value, list | tuple):
+        items = [_plain(each, f"{name}/{number}", tensors) for number, each in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    return value
+
+
+def _state(plain: object, tensor: Callable[[str], Tensor]) -> Any:
+    """The value that `_plain` was given."""
+    match plain:
+        case {"tensor": name}:
+            return tensor(str(name))
+        case {"entries": entries}:
+            return {key: _state(each, tensor) for key, each in entries}
+        case {"tuple": items}:
+            return tuple(_state(each, tensor) for each in items)
+        case list():
+            return [_state(each, tensor) for each in plain]
+    return plain
+
+
+def _by_itself(tensor: Tensor) -> Tensor:
+    """The tensor, copied where it is part of a larger one: a file holds none of the rest."""
+    tensor = tensor.detach()
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)

@@ -59,6 +59,12 @@ class EmptySplit(MPOError):
     code = "empty_split"
 
 
+class TooFewRows(MPOError):
+    """A single row is left to train on."""
+
+    code = "too_few_rows"
+
+
 class NoChatTemplate(MPOError):
     """The dataset holds messages, and the model has no chat template to render them."""
 

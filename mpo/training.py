@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from mpo.batches import length_grouped_batches, optimizer_steps
 from mpo.checkpoints import State, handed_over, load_state, save_state
-from mpo.errors import StageInterrupted, TrainingDiverged
+from mpo.errors import StageInterrupted, TooFewRows, TrainingDiverged
 from mpo.heap import take_into_memory
 from mpo.packed_models import say_nothing
 from mpo.ranks import ALONE, Ranks, any_of
@@ -25,7 +25,7 @@ from mpo.step_gradients import gradients_within_memory
 from mpo.training_config import TrainingConfig
 
 MAX_GRAD_NORM = 1.0
-STATE_FILE = "state.pt"
+STATE_FILE = "state.safetensors"
 NAMED_ROWS = 8
 """Rows that a failure's message names at most; its facts name all."""
 
@@ -162,6 +162,17 @@ def train_step(training: Training, before: int = 0) -> dict[str, float]:
     training.last = {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm, **means}
     training.first = training.first or training.last
     return training.last
+
+
+def refuse_lone_row(rows: int) -> None:
+    """Raises TooFewRows for a row that is alone: a model would learn it by heart, and nothing else."""
+    if rows == 1:
+        raise TooFewRows(
+            "There is a single row to train on, and nothing to be learned of it but itself. Give this stage "
+            "two rows or more; where they are a part of a split, or what a hold-out left, another setting "
+            "there leaves more.",
+            rows=1,
+        )
 
 
 def diverged(step: int, ids: Sequence[str], last_metrics: Mapping[str, float]) -> TrainingDiverged:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from app.jobs.blueprints import Blueprint, Draft, Kept, asked_by, blueprint_of, columns_of, facts_of
 from app.jobs.leaves import Leaves, Loc, find_leaves, refuse_unusable
-from app.jobs.prompt_groups import refuse_too_few_prompts
+from app.jobs.prompt_groups import refuse_lone_rows, refuse_too_few_prompts
 from app.jobs.schemas import CreateJob
 from core.database import Transaction
 from core.errors import Unprocessable
@@ -80,6 +80,7 @@ def _blueprint(spec: CreateJob, draft: Draft, leaves: Leaves) -> Blueprint:
     check_plan(spec, draft.stages, leaves.things)
     refuse_unusable(leaves, draft.stages, {stage.name: _model_loc(spec, stage) for stage in draft.stages})
     refuse_too_few_prompts(leaves, draft.stages, partial(field_loc, spec))
+    refuse_lone_rows(leaves, draft.stages, draft.named)
     contexts = leaves.contexts()
     stages = resolve(spec, draft.stages, min(contexts.values(), default=0), contexts)
     return blueprint_of(stages, resolved_method(spec, stages))

@@ -1,4 +1,4 @@
-"""Whether a dataset has prompts enough for what a job does with them: told at submit, where it can be."""
+"""Whether a dataset has rows and prompts enough for what a job does: told at submit, where it can be."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from core.errors import Unprocessable
 from core.states import DatasetState
 from core.storage import storage
 from core.tables import Dataset
-from mpo.config import HoldOutStage, ScoreStage
+from mpo.config import DPOStage, HoldOutStage, RewardModelStage, ScoreStage, SFTStage
 from mpo.errors import TooFewPrompts
 from mpo.plan import PlannedStage, Source
 
@@ -22,6 +22,33 @@ class TooFewPromptsHere(Unprocessable):
     """The dataset's prompts form too few groups."""
 
     code, title = "too_few_prompts", "Too few prompts"
+
+
+class TooFewRowsHere(Unprocessable):
+    """The dataset holds a single row, which a stage would train on."""
+
+    code, title = "too_few_rows", "Too few rows"
+
+
+def refuse_lone_rows(leaves: Leaves, stages: Sequence[PlannedStage], named: Mapping[Source, Loc]) -> None:
+    """Raises TooFewRowsHere where a stage would train on one row. named: where the spec names each dataset.
+
+    Datasets that are not read yet pass, and what is left of others by a fold or a split: the stage itself
+    refuses them.
+    """
+    lone = {source: source for source, dataset in leaves.datasets.items() if dataset.rows == 1}
+    for stage in stages:
+        data = next((lone[each] for each in stage.inputs.get("data", ()) if each in lone), None)
+        if data is None:
+            continue
+        if isinstance(stage.config, HoldOutStage):
+            # What holds nothing out passes all on.
+            lone[Source.stage(stage.name, "train")] = data
+        elif isinstance(stage.config, SFTStage | RewardModelStage | DPOStage):
+            raise TooFewRowsHere(
+                f"{data.name} holds a single row, and {stage.name} cannot train on one: give it two or more",
+                loc=named[data],
+            )
 
 
 def refuse_too_few_prompts(

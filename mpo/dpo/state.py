@@ -23,7 +23,7 @@ from mpo.ranks import ALONE, Ranks
 from mpo.tokenization import EncodedPair
 from mpo.training import TrainingOutcome
 
-PASS_FILE, POLICY_FILE = "pass.pt", "policy.pt"
+PASS_FILE, POLICY_FILE = "pass.safetensors", "policy.safetensors"
 
 
 @dataclass

@@ -25,7 +25,7 @@ from mpo.sharding import in_shards
 from mpo.stage_tokens import stage_tokens
 from mpo.summaries import write_summary
 from mpo.tokenization import EncodingCounts, load_tokenizer, terminators
-from mpo.training import STATE_FILE, Training, TrainingOutcome, run
+from mpo.training import STATE_FILE, Training, TrainingOutcome, refuse_lone_row, run
 from mpo.training import restore as restore_steps
 
 
@@ -35,7 +35,7 @@ def train_dpo(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
     The reference's log-probabilities are computed once, before the first step, and kept in every checkpoint.
     AdamW; the learning rate falls linearly from its peak to 0, without warm-up; gradients are clipped to norm
     1. A curriculum is such a training for each band of gaps, and what came of one is the next one's
-    reference. Raises EmptySplit, InvalidScores, UnusableModel, NoChatTemplate, ReferenceChanged,
+    reference. Raises EmptySplit, TooFewRows, InvalidScores, UnusableModel, NoChatTemplate, ReferenceChanged,
     TrainingDiverged, StageInterrupted.
     """
     training, counts = open_training(task, reporter, ranks)
@@ -61,7 +61,9 @@ def open_training(
     assert isinstance(config, DPOStage)
     tokenizer = load_tokenizer(source)
     data = task.one("data").path
-    if not count_rows(data):
+    rows = count_rows(data)
+    refuse_lone_row(rows)
+    if not rows:
         raise EmptySplit(
             "There is no pair to train on: the data of this stage are empty. Where they are a part of a "
             "split, another threshold, or easy_fraction in its place, fills it.",

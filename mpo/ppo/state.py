@@ -17,7 +17,7 @@ from mpo.seeds import row_seed
 from mpo.step_gradients import MEMORY_IS_SHORT
 from mpo.tokenization import Terminators
 
-STATE_FILE = "state.pt"
+STATE_FILE = "state.safetensors"
 
 PROMPT_ORDER, EPISODE, UPDATE_ORDER = 1, 2, 3
 """Keep apart the seeds of prompt orders, of episodes, and of the micro-batches' orders."""

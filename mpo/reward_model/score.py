@@ -35,7 +35,7 @@ from mpo.tokenization import EncodedPair, load_tokenizer
 from mpo.training_config import Precision
 
 BATCH_PAIRS = 16
-STATE_FILE = "state.pt"
+STATE_FILE = "state.safetensors"
 SCORES_SCHEMA = pa.schema(
     [("id", pa.string())]
     + [(name, pa.float64()) for name in ("reward_chosen", "reward_rejected", "gap")]

@@ -27,7 +27,7 @@ from mpo.sharding import in_shards
 from mpo.stage_tokens import stage_tokens
 from mpo.summaries import write_summary
 from mpo.tokenization import EncodedPair, load_tokenizer
-from mpo.training import Training, TrainingOutcome, restore, run
+from mpo.training import Training, TrainingOutcome, refuse_lone_row, restore, run
 from mpo.trl_engine import padding_tokenizer
 
 
@@ -36,7 +36,7 @@ def train_reward_model(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE
 
     Loss: Bradley-Terry, with the pairs' margins and weights. AdamW; the learning rate falls linearly from its
     peak to 0, without warm-up; gradients are clipped to norm 1. Raises InvalidSpec, UnusableModel,
-    NoChatTemplate, TooFewPrompts, TrainingDiverged, StageInterrupted.
+    NoChatTemplate, TooFewPrompts, TooFewRows, TrainingDiverged, StageInterrupted.
     """
     config, source = task.config, task.one("backbone").path
     assert isinstance(config, RewardModelStage)
@@ -71,13 +71,17 @@ def train_reward_model(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE
 
 
 def training_rows(path: Path, config: RewardModelStage) -> Sequence[int]:
-    """Numbers of all pairs of a file, or of those outside config.fold, in order. Raises TooFewPrompts."""
+    """Numbers of all pairs of a file, or of those outside config.fold, in order.
+
+    Raises TooFewPrompts, TooFewRows.
+    """
     rows: Sequence[int] = range(count_rows(path))
     if config.fold is not None and config.folds is not None:
         folds = assign_folds(prompt_groups(stream_pairs(path)), config.folds)
         rows = [row for row, fold in enumerate(folds) if fold != config.fold]
     if not rows:
         raise TooFewPrompts("There are no pairs to train a reward model on.")
+    refuse_lone_row(len(rows))
     return rows
 
 

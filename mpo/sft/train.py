@@ -26,7 +26,7 @@ from mpo.sharding import in_shards
 from mpo.stage_tokens import stage_tokens
 from mpo.summaries import write_summary
 from mpo.tokenization import encode_texts, load_tokenizer, terminators
-from mpo.training import Training, restore, run
+from mpo.training import Training, refuse_lone_row, restore, run
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def train_sft(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
     """The stage `sft`: roles policy, data (pairs or texts) and perhaps base -> model.
 
     AdamW; the learning rate falls linearly from its peak to 0, without warm-up; gradients are clipped to norm
-    1; the loss is a mean over the response tokens of a step. Raises EmptySplit, UnusableModel,
+    1; the loss is a mean over the response tokens of a step. Raises EmptySplit, TooFewRows, UnusableModel,
     NoChatTemplate, TrainingDiverged, StageInterrupted.
     """
     config, source = task.config, task.one("policy").path
@@ -88,6 +88,7 @@ def train_sft(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
     objective, encoding = _objective(task, tokenizer, opened.model, ranks)
     if not objective.ids:
         raise EmptySplit("There is no row to train on: the data of this stage are empty.", rows=0)
+    refuse_lone_row(len(objective.ids))
     to_training_device(opened.model).train()
     set_precision(opened.model, config.precision)
     pack_where_exact(opened.model, reporter.warn)

@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from mpo.adapters import ADAPTER, TRAINED, AdaptedBase, base_folder, read_adapter, weights_digest
+from mpo.checkpoints import load_state
 from mpo.config import DPOStage, SFTStage
 from mpo.errors import StageInterrupted, UnusableModel
 from mpo.policies import load_policy
@@ -63,7 +64,7 @@ def test_resumed_adapters_equal_uninterrupted_ones_bit_for_bit(house: Path, tmp_
     first = RecordingReporter(kept=tmp_path / "kept", stop_after=3)
     with pytest.raises(StageInterrupted):
         train_sft(sft_task(house, tmp_path / "first"), first)
-    frozen = torch.load(tmp_path / "kept" / "state.pt", weights_only=True)["parameters"]
+    frozen = load_state(tmp_path / "kept" / "state.safetensors")["parameters"]
     assert all("lora" in name for name in frozen), "a checkpoint holds what is trained, not the base"
     train_sft(sft_task(house, tmp_path / "rest", resume=tmp_path / "kept"), RecordingReporter())
     for name in ("model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):

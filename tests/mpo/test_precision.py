@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from mpo.checkpoints import load_state
 from mpo.config import DPOStage, PPOStage, RewardModelStage, ScoreStage, SFTStage
 from mpo.dpo.objective import logprobs_of_pairs
 from mpo.errors import StageInterrupted
@@ -139,7 +140,7 @@ def test_a_killed_training_goes_on_to_the_same_bits_from_numbers_in_fp32(
     first = RecordingReporter(tmp_path / "kept", stop_after=1)
     with pytest.raises(StageInterrupted):
         run(STAGES[name], "bf16", house, tmp_path / "first", first)
-    kept = torch.load(tmp_path / "kept" / "state.pt", weights_only=True)
+    kept = load_state(tmp_path / "kept" / "state.safetensors")
     assert {tensor.dtype for tensor in tensors(kept)} == {torch.float32}
     assert any("optimizer" in str(key) or "trained" in str(key) for key in kept)
     rest = run(STAGES[name], "bf16", house, tmp_path / "rest", resume=tmp_path / "kept")

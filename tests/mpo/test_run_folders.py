@@ -10,7 +10,7 @@ from mpo.run_folders import FolderReporter, StageFolder, clock, folder_digest
 
 def checkpoint_of(folder: Path, text: str) -> Path:
     folder.mkdir()
-    (folder / "state.pt").write_text(text)
+    (folder / "state.safetensors").write_text(text)
     return folder
 
 
@@ -52,7 +52,7 @@ def test_an_attempt_goes_on_from_the_newest_checkpoint_of_the_same_key(tmp_path:
     (folder.path / "half-written").write_text("")
     resume = folder.open()
     assert resume is not None
-    assert (resume / "state.pt").read_text() == "3"
+    assert (resume / "state.safetensors").read_text() == "3"
     assert [path.name for path in resume.parent.iterdir()] == ["3"]
     assert not (folder.path / "half-written").exists()
     assert steps_of(folder) == [1, 2, 3]  # the fourth step is taken again

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mpo.batches import even_passes
+from mpo.checkpoints import load_state
 from mpo.config import RewardModelStage, SFTStage
 from mpo.errors import StageInterrupted, TrainingDiverged
 from mpo.policies import load_policy, load_reward_model
@@ -263,11 +264,11 @@ def test_a_checkpoint_holds_what_is_trained_and_nothing_that_is_frozen(house: Pa
     training = Training(training.model, training.objective, training.config, 0)
     train_step(training)
     save(training, tmp_path)
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state = load_state(tmp_path / "state.safetensors")
     assert state["parameters"].keys() == {"lm_head.weight"}
     assert len(state["optimizer"]["state"]) == 1
     head = training.model.lm_head.weight
-    assert (tmp_path / "state.pt").stat().st_size < 3 * head.nbytes + 10_000
+    assert (tmp_path / "state.safetensors").stat().st_size < 3 * head.nbytes + 10_000
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -303,7 +304,7 @@ def test_run_counts_on_from_the_steps_before_and_keeps_what_the_stage_adds(
         run(training, task, reporter, before=3, total=6, keep=keep)
     assert caught.value.facts == {"step": 5}
     assert [(step, total) for step, total, _ in reporter.steps] == [(4, 6), (5, 6)]
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"state.pt", "pass.txt"}
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"state.safetensors", "pass.txt"}
     rest = training_of(house, objective=objective_of("sft", 20))
     restore(rest, tmp_path / "kept")
     outcome = run(rest, task, RecordingReporter(), before=3, total=6)

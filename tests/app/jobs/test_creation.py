@@ -193,6 +193,26 @@ def _spec(job: dict[str, Any]) -> dict[str, Any]:
     return {"model": job["model"], "dataset": job["dataset"], "method": {"type": "mpo"}}
 
 
+def test_a_single_row_to_train_on_is_told_at_submit(
+    client: TestClient, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    one, two = (make_dataset(tmp_path, pairs(n)) for n in (1, 2))
+    method = {"type": "dpo", "sft": None, "hold_out": {"fraction": 0}, "evaluate": None}
+    refused = client.post("/v1/jobs", json=spec | {"dataset": one, "method": method})
+    assert (refused.status_code, refused.json()["code"]) == (422, "too_few_rows")
+    assert refused.json()["errors"][0]["loc"] == ["body", "dataset"]
+    sft = {"name": "sft", "kind": "sft", "inputs": {"policy": spec["model"], "data": one}}
+    refused = client.post("/v1/jobs", json={"stages": [sft]})
+    assert refused.json()["errors"] == [
+        {
+            "loc": ["body", "stages", 0, "inputs", "data"],
+            "message": f"{one} holds a single row, and sft cannot train on one: give it two or more",
+        }
+    ]
+    accepted = client.post("/v1/jobs?dry_run=true", json=spec | {"dataset": two, "method": method})
+    assert accepted.status_code == 200, accepted.text
+
+
 def test_too_few_prompts_are_told_at_submit(client: TestClient, spec: dict[str, Any], tmp_path: Path) -> None:
     one_prompt = [PreferencePair(str(i), "same", f"a {i}", f"b {i}") for i in range(8)]
     alone = make_dataset(tmp_path, one_prompt)

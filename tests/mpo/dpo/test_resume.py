@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
+from mpo.checkpoints import load_state
 from mpo.config import DPOStage
 from mpo.dpo import train as stage
 from mpo.dpo.train import train_dpo
@@ -101,9 +101,9 @@ def test_a_stop_right_after_the_reference_takes_no_step(
     with pytest.raises(StageInterrupted):
         train_dpo(task_of(CONFIG, tmp_path / "first", folders), reporter)
     assert reporter.steps == []
-    kept = torch.load(tmp_path / "kept" / "pass.pt", weights_only=True)
+    kept = load_state(tmp_path / "kept" / "pass.safetensors")
     assert kept["reference"]["chosen"].shape == (7,)
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["pass.pt"]
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["pass.safetensors"]
 
 
 def test_another_reference_is_refused(folders: Folders, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from transformers import LlamaForSequenceClassification
 from mpo.adapters import ADAPTER, weights_digest
 from mpo.config import DPOStage, SFTStage
 from mpo.dpo.train import train_dpo
-from mpo.errors import EmptySplit, InvalidScores, TrainingDiverged, UnusableModel
+from mpo.errors import EmptySplit, InvalidScores, TooFewRows, TrainingDiverged, UnusableModel
 from mpo.policies import load_policy
 from mpo.records import write_rows
 from mpo.sft.train import train_sft
@@ -188,11 +188,12 @@ def test_a_curriculum_without_gaps_is_refused(inputs: Inputs, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("engine", ["native", "trl"])
-def test_one_pair_is_enough(inputs: Inputs, tmp_path: Path, engine: str) -> None:
-    data = write_pairs(tmp_path / "one.parquet", 1)
+def test_one_pair_is_refused_and_two_are_enough(inputs: Inputs, tmp_path: Path, engine: str) -> None:
     config = DPOStage(engine=engine, epochs=2)  # type: ignore[arg-type]
-    summary, _ = train(config, inputs | {"data": data}, tmp_path / "dpo")
-    assert (summary["pairs"], summary["steps"]) == (1, 2)
+    with pytest.raises(TooFewRows, match="single row"):
+        train(config, inputs | {"data": write_pairs(tmp_path / "one.parquet", 1)}, tmp_path / "one")
+    summary, _ = train(config, inputs | {"data": write_pairs(tmp_path / "two.parquet", 2)}, tmp_path / "two")
+    assert (summary["pairs"], summary["steps"]) == (2, 2)
 
 
 def test_no_easy_pairs_is_an_empty_split(inputs: Inputs, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from mpo.adapted_models import AdaptedModel, frozen_reward_model
 from mpo.adapters import ADAPTER, AdaptedBase, weights_digest
+from mpo.checkpoints import load_state
 from mpo.config import DPOStage, PPOStage, RewardModelStage, SFTStage
 from mpo.dpo.train import train_dpo
 from mpo.errors import StageInterrupted, UnusableModel
@@ -132,7 +133,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
 def test_a_checkpoint_holds_adapters_and_heads_alone(house: Path, tmp_path: Path) -> None:
     with pytest.raises(StageInterrupted):
         train_ppo(ppo_task(house, tmp_path / "out"), RecordingReporter(kept=tmp_path / "kept", stop_after=1))
-    trained = torch.load(tmp_path / "kept" / "state.pt", weights_only=True)["trained"]
+    trained = load_state(tmp_path / "kept" / "state.safetensors")["trained"]
     names = {name for network in trained.values() for name in network["weights"]}
     assert trained.keys() == {"policy", "critic"}
     assert all("lora" in name or name.startswith("score.") for name in names)

@@ -73,8 +73,8 @@ def test_a_state_puts_weights_and_optimizer_back(tmp_path: Path) -> None:
     # Adam's first step is the learning rate against the gradient's sign.
     assert_close(weight.detach(), torch.tensor([0.9, -2.1]), atol=1e-5, rtol=0)
     other = TrainedNetwork.of("policy", {"w": torch.nn.Parameter(torch.zeros(2))}, 0.1)
-    save_state(tmp_path / "state.pt", trained.state())
-    other.restore(load_state(tmp_path / "state.pt"))
+    save_state(tmp_path / "state.safetensors", trained.state())
+    other.restore(load_state(tmp_path / "state.safetensors"))
     assert torch.equal(other.weights["w"], weight)
     weight.grad = other.weights["w"].grad = torch.tensor([0.5, 0.5])
     trained.step(0.01)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mpo.checkpoints import load_state
 from mpo.config import KLController, PPOStage
 from mpo.errors import StageInterrupted
 from mpo.ppo.networks import weights_of
@@ -135,7 +136,7 @@ def test_a_checkpoint_holds_the_reference_only_where_it_moves(tmp_path: Path) ->
         training, kept = new_training(form), tmp_path / form
         with pytest.raises(StageInterrupted):
             run(training, task_in(tmp_path / f"{form} run", training), RecordingReporter(kept, stop_after=1))
-        state = torch.load(kept / STATE_FILE, weights_only=True)
+        state = load_state(kept / STATE_FILE)
         assert ("reference" in state) == (form == "EMA reference")
 
 

@@ -11,8 +11,9 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from mpo.adapters import ADAPTER, HEAD_WEIGHT, AdaptedBase, read_adapter, weights_digest
+from mpo.checkpoints import load_state
 from mpo.config import RewardModelStage, SFTStage
-from mpo.errors import StageInterrupted, TooFewPrompts, UnusableModel
+from mpo.errors import StageInterrupted, TooFewPrompts, TooFewRows, UnusableModel
 from mpo.hold_out import assign_folds
 from mpo.policies import load_policy, load_reward_model, new_reward_model, score_head
 from mpo.records import PreferencePair, write_rows
@@ -148,7 +149,7 @@ def test_resumed_adapters_equal_uninterrupted_ones_bit_for_bit(
     inputs, config = whole[0], UNEVEN.model_copy(update={"lora": LORA})
     train_reward_model(task_of(config, tmp_path / "whole", inputs), RecordingReporter())
     output = resumed_at(5, config, inputs, tmp_path)
-    kept = torch.load(tmp_path / "kept" / "state.pt", weights_only=True)["parameters"]
+    kept = load_state(tmp_path / "kept" / "state.safetensors")["parameters"]
     assert "score.weight" in kept
     assert all("lora" in name for name in kept if name != "score.weight"), "no frozen weight"
     for name in ("model.safetensors", "adapter/adapter_model.safetensors", "adapter/origin.json"):
@@ -248,9 +249,11 @@ def test_pairs_without_a_group_are_dealt_to_folds_by_their_prompts(inputs: Input
     assert [pair.id for pair in seen] == [str(row) for row, fold in enumerate(folds) if fold != 1]
 
 
-def test_one_pair_is_enough(inputs: Inputs, tmp_path: Path) -> None:
-    summary = trained_on(word_pairs(1), inputs, tmp_path / "one", learning_rate=1e-3, epochs=3)
-    assert (summary["pairs"], summary["steps"]) == (1, 3)
+def test_one_pair_is_refused_and_two_are_enough(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(TooFewRows, match="single row"):
+        trained_on(word_pairs(1), inputs, tmp_path / "one")
+    summary = trained_on(word_pairs(2), inputs, tmp_path / "two", learning_rate=1e-3, epochs=3)
+    assert (summary["pairs"], summary["steps"]) == (2, 3)
     assert summary["loss_last"] < summary["loss_first"]
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mpo.config import SFTStage
-from mpo.errors import EmptySplit, StageInterrupted, TrainingDiverged
+from mpo.errors import EmptySplit, StageInterrupted, TooFewRows, TrainingDiverged
 from mpo.policies import load_policy
 from mpo.records import TEXT_SCHEMA, write_rows
 from mpo.reporter import StageTask
@@ -143,6 +143,13 @@ def test_a_loss_that_is_not_finite_stops_the_training(
     assert set(caught.value.facts["rows"]) < {str(row) for row in range(22)}
     assert "no step was taken" in str(caught.value)
     assert not (tmp_path / "sft" / "model").exists()
+
+
+def test_a_single_row_is_an_error(inputs: dict[str, Path | list[Path]], tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "one.parquet", 1)
+    task = task_of(SFTStage(), tmp_path / "sft", inputs | {"data": data})
+    with pytest.raises(TooFewRows, match="two rows or more"):
+        train_sft(task, RecordingReporter())
 
 
 def test_no_row_is_an_error(inputs: dict[str, Path | list[Path]], tmp_path: Path) -> None:
