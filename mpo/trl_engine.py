@@ -3,6 +3,7 @@
 import copy
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +26,11 @@ from mpo.batches import length_grouped_batches, optimizer_steps
 from mpo.errors import StageInterrupted
 from mpo.policies import training_device
 from mpo.precision import resolves_to_bf16
+from mpo.ragged_pairs import ids_of, lengths_of
 from mpo.reporter import Reporter, StageTask
 from mpo.seeds import row_seed
 from mpo.synced import sync_tree
-from mpo.tokenization import load_tokenizer
+from mpo.tokenization import EncodedPair, load_tokenizer
 from mpo.training import TrainingOutcome, diverged, keep_nothing_else
 from mpo.training_config import TrainingConfig
 
@@ -66,6 +68,8 @@ class RowOrder(Sampler[int]):
 
     def __init__(self, lengths: Sequence[int], batch_rows: int, seed: int) -> None:
         self.lengths, self.batch_rows, self.seed, self.epoch = lengths, batch_rows, seed, 0
+        # Of one pass: each step asks for its rows, and to put all in order anew takes long.
+        self._ordered, self._of_pass = -1, list[list[int]]()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the pass, from 0. The trainer calls this before each, and after resuming."""
@@ -84,8 +88,11 @@ class RowOrder(Sampler[int]):
         return self._batches(number)[batch]
 
     def _batches(self, number: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(row_seed(self.seed, number))
-        return length_grouped_batches(self.lengths, self.batch_rows, generator)
+        if number != self._ordered:
+            generator = torch.Generator().manual_seed(row_seed(self.seed, number))
+            self._of_pass = length_grouped_batches(self.lengths, self.batch_rows, generator)
+            self._ordered = number
+        return self._of_pass
 
 
 class QuietTrainer(Trainer):
@@ -106,19 +113,28 @@ class QuietTrainer(Trainer):
 class ReporterCallback(TrainerCallback):
     """Tells the reporter what the trainer logs, and hands over the checkpoints that the reporter asks for.
 
-    rows_of: ids of the rows of a step, counted from 0. before, total, keep: as in `mpo.training.run`.
+    rows_of, tokens_of: ids of the rows of a step, counted from 0, and their tokens, a prompt that two
+    sequences share counted once. before, total, keep: as in `mpo.training.run`.
     """
 
     def __init__(
         self,
         reporter: Reporter,
         rows_of: Callable[[int], Sequence[str]],
+        tokens_of: Callable[[int], int],
         before: int = 0,
         total: int | None = None,
         keep: Callable[[Path], None] = keep_nothing_else,
     ) -> None:
-        self.reporter, self.rows_of, self.stopping = reporter, rows_of, False
+        self.reporter, self.rows_of, self.tokens_of = reporter, rows_of, tokens_of
         self.before, self.total, self.keep = before, total, keep
+        self.stopping, self._began = False, time.perf_counter()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the step's clock."""
+        self._began = time.perf_counter()
 
     def on_log(
         self,
@@ -141,7 +157,9 @@ class ReporterCallback(TrainerCallback):
             raise diverged(self.before + state.global_step, rows, before)
         # Every checkpoint holds the history: only its ends are needed.
         state.log_history = [*state.log_history[:1], *state.log_history[1:][-1:]]
-        self.reporter.progress(self.before + state.global_step, self.total or state.max_steps, metrics)
+        pace = self.tokens_of(state.global_step - 1) / (time.perf_counter() - self._began)
+        step, total = self.before + state.global_step, self.total or state.max_steps
+        self.reporter.progress(step, total, {**metrics, "tokens_per_second": pace})
         if state.global_step < state.max_steps:
             self.stopping = self.reporter.should_stop()
             control.should_save = self.stopping or self.reporter.checkpoint_due()
@@ -231,28 +249,32 @@ def scratch_folder(task: StageTask) -> Path:
 
 def run_trainer(
     trainer: QuietTrainer,
-    lengths: Sequence[int],
+    pairs: Sequence[EncodedPair],
     task: StageTask,
     reporter: Reporter,
     *,
-    ids: Sequence[str],
     before: int = 0,
     total: int | None = None,
     keep: Callable[[Path], None] = keep_nothing_else,
 ) -> TrainingOutcome:
     """Trains, from task.resume on where it is given, and leaves the trained weights in trainer.model.
 
-    lengths: tokens of each row; ids: of the rows. before, total, keep: as in `mpo.training.run`. Raises
-    TrainingDiverged, StageInterrupted.
+    pairs: the trainer's rows. before, total, keep: as in `mpo.training.run`. Raises TrainingDiverged,
+    StageInterrupted.
     """
     assert isinstance(task.config, TrainingConfig)
-    order = trainer.row_order = RowOrder(lengths, task.config.batch_pairs, task.seed)
+    ids, lengths = ids_of(pairs), lengths_of(pairs)
+    tokens = lengths.tokens
+    order = trainer.row_order = RowOrder(lengths.longest, task.config.batch_pairs, task.seed)
     trainer.remove_callback(PrinterCallback)
 
     def rows_of(step: int) -> list[str]:
         return [ids[row] for row in order.rows(step)]
 
-    trainer.add_callback(ReporterCallback(reporter, rows_of, before, total, keep))
+    def tokens_of(step: int) -> int:
+        return sum(tokens[row] for row in order.rows(step))
+
+    trainer.add_callback(ReporterCallback(reporter, rows_of, tokens_of, before, total, keep))
     try:
         trainer.train(resume_from_checkpoint=str(task.resume) if task.resume else None)
     finally:

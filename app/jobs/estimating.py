@@ -112,7 +112,7 @@ def _cost(
     work = stage_work(stage, rows, lengths_of)
     if work is None:
         return StageCost(memory_bytes=memory, problems=problems, excess=excess)
-    seconds = assumed_seconds(stage, work, shape)
+    seconds = assumed_seconds(stage, work, shape, machine)
     return StageCost(round(work.tokens), memory, seconds, shape.parameters if shape else 0, problems, excess)
 
 

@@ -12,7 +12,6 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from mpo.config import DPOStage
 from mpo.dpo.loss import PairLogprobs
 from mpo.dpo.state import DPOTraining, save_pass
-from mpo.ragged_pairs import ids_of, lengths_of
 from mpo.reporter import Reporter, StageTask
 from mpo.tokenization import EncodedPair
 from mpo.training import TrainingOutcome
@@ -81,10 +80,9 @@ def fit_with_trl(training: DPOTraining, task: StageTask, reporter: Reporter) -> 
     with settings_kept(policy):
         return run_trainer(
             dpo_trainer(policy, pairs, training.reference, tokenizer, own),
-            lengths_of(pairs).longest,
+            pairs,
             own,
             reporter,
-            ids=ids_of(pairs),
             before=training.steps_before,
             total=training.total_steps,
             keep=partial(save_pass, training),

@@ -88,4 +88,4 @@ def fit_reward_model(
     refuse_what_trl_lacks(rows)
     with settings_kept(model):
         trainer = reward_trainer(model, rows, tokenizer, task)
-        return run_trainer(trainer, rows.lengths, task, reporter, ids=rows.ids)
+        return run_trainer(trainer, rows.encoded, task, reporter)

@@ -9,6 +9,7 @@ import pytest
 
 from mpo.config import PPOStage, RewardModelStage, SFTStage
 from mpo.errors import UnusableModel
+from mpo.estimates_machine import Machine
 from mpo.estimates_memory import stage_memory
 from mpo.estimates_rows import NOT_SCORED, Rows, rows_by_source
 from mpo.estimates_shape import ModelShape, read_shape
@@ -144,6 +145,20 @@ def test_more_of_anything_costs_no_less(folder: Path) -> None:
     larger = replace(SHAPE, parameters=2 * SHAPE.parameters)
     assert assumed_seconds(small, few, SHAPE) < assumed_seconds(small, more, SHAPE)
     assert assumed_seconds(small, few, SHAPE) < assumed_seconds(small, few, larger)
+
+
+def test_time_falls_with_gpus_and_bf16_and_not_with_processes_that_share_a_cpu() -> None:
+    stage, work = plan()["dpo"], Work(tokens=1e6, trained=1e6, read=1e6, steps=100)
+    exact = replace(stage, config=stage.config.model_copy(update={"precision": "fp32"}))
+
+    def seconds(of: PlannedStage, **machine: Any) -> float:
+        return assumed_seconds(of, work, SHAPE, Machine(**machine))
+
+    assert seconds(stage, device="cuda") < seconds(exact, device="cuda") < seconds(stage)
+    assert seconds(stage, device="cuda", ranks=2) < seconds(stage, device="cuda")
+    assert seconds(stage, ranks=2) == seconds(stage)
+    trl = replace(stage, config=stage.config.model_copy(update={"engine": "trl"}))
+    assert seconds(trl, device="cuda", ranks=2) == seconds(trl, device="cuda"), "it trains on one GPU"
 
 
 @pytest.mark.parametrize("name", ["sft", "reward_model", "score", "dpo", "ppo", "evaluate"])

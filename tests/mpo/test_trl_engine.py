@@ -70,6 +70,7 @@ def test_a_checkpoint_at_every_step_holds_no_pickled_code(
     monkeypatch.setattr(reporter, "checkpoint_due", lambda: True)
     train_dpo(task_of(DPOStage(engine="trl", batch_pairs=8), tmp_path / "dpo", inputs), reporter)
     assert reporter.checkpoints == [0, 1, 2]
+    assert [metrics["tokens_per_second"] > 0 for _, _, metrics in reporter.steps] == 3 * [True]
     assert not (tmp_path / "kept" / "training_args.bin").exists()
     for path in (tmp_path / "kept").iterdir():
         if path.suffix in {".pt", ".pth"} and not path.name.startswith("rng_state"):
