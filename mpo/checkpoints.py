@@ -55,7 +55,8 @@ def handed_over(task: StageTask, reporter: Reporter, step: int) -> Iterator[Path
 def save_state(path: Path, state: State) -> None:
     """Keeps tensors and plain values in one safetensors file, the plain ones in its metadata.
 
-    Raises TypeError for what is neither, ValueError where two tensors would have one name.
+    No two tensors may share memory. Raises TypeError for what is neither, ValueError where two tensors would
+    have one name, RuntimeError where they share memory, SafetensorError where the disk does not take them.
     """
     tensors: dict[str, Tensor] = {}
     plain = json.dumps(_plain(state, "", tensors))
@@ -65,12 +66,12 @@ def save_state(path: Path, state: State) -> None:
 def load_state(path: Path) -> dict[str, Any]:
     """What `save_state` kept, on the CPU; there is no code in such a file.
 
-    Raises SafetensorError.
+    Raises FileNotFoundError, SafetensorError, KeyError where the file is of somebody else.
     """
     with safe_open(path, framework="pt") as file:
+        plain = json.loads((file.metadata() or {})[PLAIN])
         # Cloned: what is read lies in the mapped file, which goes while the training goes on.
-        state = _state(json.loads(file.metadata()[PLAIN]), lambda name: file.get_tensor(name).clone())
-    return dict(state)
+        return dict(_state(plain, lambda name: file.get_tensor(name).clone()))
 
 
 def _plain(value: object, name: str, tensors: dict[str, Tensor]) -> object:

@@ -61,9 +61,15 @@ def assumed_seconds(
     config = stage.config
     frozen = isinstance(config, TrainingConfig) and config.lora is not None
     pace = PACES[machine.device]
-    bf16 = isinstance(config, TrainingConfig) and is_in_bf16(config, machine.device)
+    # Evaluations and all sampling are in fp32 whatever the precision says.
+    bf16 = (
+        isinstance(config, TrainingConfig)
+        and "precision" not in config.unread
+        and is_in_bf16(config, machine.device)
+    )
     devices = machine.ranks_of(config) if machine.device == "cuda" else 1
-    operations = shape.parameters * ((4 if frozen else 6) * work.trained + 2 * (work.read + work.sampled))
-    computing = operations / (pace.in_bf16 if bf16 else pace.operations) / devices
+    in_passes = (4 if frozen else 6) * work.trained + 2 * work.read
+    passes = shape.parameters * in_passes / (pace.in_bf16 if bf16 else pace.operations)
+    computing = (passes + shape.parameters * 2 * work.sampled / pace.operations) / devices
     one_by_one = work.steps * pace.step + work.decodings * pace.decoding
     return START_SECONDS + reading + computing + one_by_one * shape.layers

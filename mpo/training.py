@@ -169,8 +169,8 @@ def refuse_lone_row(rows: int) -> None:
     if rows == 1:
         raise TooFewRows(
             "There is a single row to train on, and nothing to be learned of it but itself. Give this stage "
-            "two rows or more; where they are a part of a split, or what a hold-out left, another setting "
-            "there leaves more.",
+            "two rows or more; where it is what a split, a hold-out or a fold left, another threshold, "
+            "fraction or number of folds leaves more.",
             rows=1,
         )
 

@@ -38,13 +38,12 @@ def refuse_lone_rows(leaves: Leaves, stages: Sequence[PlannedStage], named: Mapp
     """
     lone = {source: source for source, dataset in leaves.datasets.items() if dataset.rows == 1}
     for stage in stages:
-        data = next((lone[each] for each in stage.inputs.get("data", ()) if each in lone), None)
-        if data is None:
-            continue
+        of_role = {role: lone[s] for role, sources in stage.inputs.items() for s in sources if s in lone}
         if isinstance(stage.config, HoldOutStage):
-            # What holds nothing out passes all on.
-            lone[Source.stage(stage.name, "train")] = data
-        elif isinstance(stage.config, SFTStage | RewardModelStage | DPOStage):
+            passed_on = {"data": "train", "eval": "eval"}
+            lone |= {Source.stage(stage.name, passed_on[role]): leaf for role, leaf in of_role.items()}
+        elif isinstance(stage.config, SFTStage | RewardModelStage | DPOStage) and "data" in of_role:
+            data = of_role["data"]
             raise TooFewRowsHere(
                 f"{data.name} holds a single row, and {stage.name} cannot train on one: give it two or more",
                 loc=named[data],

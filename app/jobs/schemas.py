@@ -175,7 +175,8 @@ class PlannedStageView(BaseModel):
         None,
         description="cached: the result is there, and seconds are 0. measured: scaled by how long your "
         "newest runs of this kind took, on their hardware; within a factor of 2 where models are alike. "
-        "estimated: there is no such run; for a machine of two CPU cores, sure to a factor of 5 at best.",
+        "estimated: there is no such run; for two CPU cores, sure to a factor of 5 at best, or for MPO_RANKS "
+        "GPUs of an A100's data sheet, where nothing was measured.",
     )
     problems: list[str] = Field([], description="What to read before the job is submitted.")
 

@@ -161,6 +161,17 @@ def test_time_falls_with_gpus_and_bf16_and_not_with_processes_that_share_a_cpu()
     assert seconds(trl, device="cuda", ranks=2) == seconds(trl, device="cuda"), "it trains on one GPU"
 
 
+@pytest.mark.parametrize("name", ["ppo", "evaluate"])
+def test_what_is_sampled_takes_its_time_in_fp32_whatever_the_precision(name: str) -> None:
+    stage, sampled = plan()[name], Work(tokens=1e6, sampled=1e6)
+    gpu = Machine(device="cuda")
+    exact = replace(stage, config=stage.config.model_copy(update={"precision": "fp32"}))
+    assert assumed_seconds(stage, sampled, SHAPE, gpu) == assumed_seconds(exact, sampled, SHAPE, gpu)
+    read = Work(tokens=1e6, read=1e6)
+    faster = assumed_seconds(stage, read, SHAPE, gpu) < assumed_seconds(exact, read, SHAPE, gpu)
+    assert faster == (name == "ppo"), "evaluations do not read it"
+
+
 @pytest.mark.parametrize("name", ["sft", "reward_model", "score", "dpo", "ppo", "evaluate"])
 def test_memory_grows_with_batch_lengths_and_model(name: str) -> None:
     stage = plan()[name]

@@ -1,5 +1,9 @@
 import json
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,10 +11,11 @@ from trl.trainer import base_trainer
 
 from mpo.config import DPOStage
 from mpo.dpo.train import train_dpo
-from mpo.errors import TrainingDiverged
+from mpo.errors import StageInterrupted, TrainingDiverged
 from mpo.policies import load_policy
+from mpo.records import write_rows
 from mpo.trl_engine import RowOrder, engine_config
-from tests.mpo.tiny import RecordingReporter, task_of, write_pairs, write_policy
+from tests.mpo.tiny import RecordingReporter, task_of, word_pairs, write_pairs, write_policy
 
 Inputs = dict[str, Path | list[Path]]
 
@@ -70,13 +75,46 @@ def test_a_checkpoint_at_every_step_holds_no_pickled_code(
     monkeypatch.setattr(reporter, "checkpoint_due", lambda: True)
     train_dpo(task_of(DPOStage(engine="trl", batch_pairs=8), tmp_path / "dpo", inputs), reporter)
     assert reporter.checkpoints == [0, 1, 2]
-    assert [metrics["tokens_per_second"] > 0 for _, _, metrics in reporter.steps] == 3 * [True]
     assert not (tmp_path / "kept" / "training_args.bin").exists()
     for path in (tmp_path / "kept").iterdir():
         if path.suffix in {".pt", ".pth"} and not path.name.startswith("rng_state"):
             torch.load(path, weights_only=True)
     history = json.loads((tmp_path / "kept" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history] == [1, 2]
+
+
+class Clock:
+    """Ticks once each time it is read, so that the time between two readings is known."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def perf_counter(self) -> float:
+        self.seconds += 1.0
+        return self.seconds
+
+
+def test_a_step_s_tokens_are_told_by_its_own_time_before_and_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write_policy(tmp_path / "base")
+    pairs = [replace(pair, chosen=f"{pair.chosen} {'red ' * int(pair.id)}") for pair in word_pairs(20)]
+    write_rows(tmp_path / "easy.parquet", pairs)
+    inputs: Inputs = {"policy": base, "reference": base, "data": tmp_path / "easy.parquet"}
+
+    def told(engine: str, module: str, name: str, **options: Any) -> list[float]:
+        config, reporter = DPOStage(engine=engine, batch_pairs=8, epochs=2), RecordingReporter(**options)  # type: ignore[arg-type]
+        resume = tmp_path / "kept" if name == "rest" else None
+        monkeypatch.setattr(f"{module}.time", Clock())
+        with suppress(StageInterrupted):
+            train_dpo(task_of(config, tmp_path / name, inputs, resume=resume), reporter)
+        return [metrics["tokens_per_second"] for _, _, metrics in reporter.steps]
+
+    native = told("native", "mpo.training", "native")
+    assert all(a != b for a, b in pairwise(native)), "or a step taken for its neighbour is not seen"
+    first = told("trl", "mpo.trl_engine", "first", kept=tmp_path / "kept", stop_after=2)
+    rest = told("trl", "mpo.trl_engine", "rest")
+    assert (len(first), first + rest) == (2, native)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(inputs: Inputs, tmp_path: Path) -> None:

@@ -213,6 +213,27 @@ def test_a_single_row_to_train_on_is_told_at_submit(
     assert accepted.status_code == 200, accepted.text
 
 
+@pytest.mark.parametrize("kind", ["sft", "reward_model", "dpo"])
+@pytest.mark.parametrize("part", ["train", "eval"])
+def test_a_single_row_is_found_behind_what_holds_nothing_out(
+    client: TestClient, spec: dict[str, Any], tmp_path: Path, kind: str, part: str
+) -> None:
+    one, two = (make_dataset(tmp_path, pairs(n)) for n in (1, 2))
+    model, data = {"reward_model": "backbone"}.get(kind, "policy"), {"train": "data", "eval": "eval"}[part]
+    inputs = {"data": two, "eval": two, data: one}
+    networks = {model: spec["model"]} | ({"reference": spec["model"]} if kind == "dpo" else {})
+
+    def nodes(held: dict[str, str]) -> list[dict[str, Any]]:
+        trained = {"name": "trained", "kind": kind, "inputs": {**networks, "data": f"held.{part}"}}
+        return [{"name": "held", "kind": "hold_out", "inputs": held}, trained]
+
+    refused = client.post("/v1/jobs", json={"stages": nodes(inputs)})
+    assert (refused.status_code, refused.json()["code"]) == (422, "too_few_rows"), refused.text
+    assert refused.json()["errors"][0]["loc"] == ["body", "stages", 0, "inputs", data]
+    accepted = client.post("/v1/jobs?dry_run=true", json={"stages": nodes({"data": two, "eval": two})})
+    assert accepted.status_code == 200, accepted.text
+
+
 def test_too_few_prompts_are_told_at_submit(client: TestClient, spec: dict[str, Any], tmp_path: Path) -> None:
     one_prompt = [PreferencePair(str(i), "same", f"a {i}", f"b {i}") for i in range(8)]
     alone = make_dataset(tmp_path, one_prompt)
