@@ -4,140 +4,32 @@ python -m bench.training --stage rm|dpo|ppo --pairs FILE --model DIR --json OUT 
 
 MODEL is a folder that `bench/peers/models.py` made, or one of the models in it. The opponents are the scripts
 of bench/peers, as they are, in environments of their own (`make bench-peers`; BENCH_ENVS says where). Equal
-work comes first: the losses of the same batch must agree to 1e-4. Then all sides run in turn, a yardstick
-before each; ratios are medians over the rounds, with the smallest and largest.
+work comes first (`bench/equal_work.py`): the losses of the same batch must agree to 1e-4, as must those of
+held-out pairs after one step. Then all sides run in turn, a yardstick before each; ratios are medians over
+the rounds, with the smallest and largest. A run that had company on its cores is done again, thrice at most.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from bench.equal_work import differences, too_far_apart
 from bench.load_page import Conditions
 from bench.training_page import write_training
+from bench.training_sides import OTHERS, STAGES, Line, Sides
 from embedded.services import inherited_environment
 
-PEERS = Path(__file__).parent / "peers"
-LOSS_TOLERANCE = 1e-4
 PRECISION = "fp32"
-IMPORTS = """
-import resource, datasets, torch, transformers, trl
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-try:
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
-except ImportError:
-    pass
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
-Line = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What is trained: the opponents' script and environment, and the protocol's steps of it."""
-
-    script: str
-    environment: str
-    models: tuple[str, ...]
-    steps: int
-    held_out: int | None
-
-
-OTHERS = {
-    "ppo": {"shared_trunk": ("--critic", "shared_trunk"), "lora": ("--adapters",)},
-}
-"""Of a stage: what the engine can do in place of it. Other algorithms than the opponents', and said so."""
-
-STAGES = {
-    "rm": Stage("trl_reward.py", "trl-new", ("reward-init",), 8, 64),
-    "dpo": Stage("trl_dpo.py", "trl-new", ("base",), 6, 32),
-    "ppo": Stage("trl_ppo.py", "trl-ppo", ("base", "reward"), 2, None),
-}
-
-
-@dataclass(frozen=True)
-class Sides:
-    """The sides of one stage, each a process of its own, run one after another."""
-
-    name: str
-    pairs: Path
-    models: Path
-    steps: int
-    threads: int
-    environments: Path
-
-    @property
-    def stage(self) -> Stage:
-        """What is trained."""
-        return STAGES[self.name]
-
-    def ours(self, *more: str) -> Line:
-        """A run of the engine."""
-        module = [sys.executable, "-m", "bench.training_side", "--stage", self.name]
-        return self._run([*module, *self._shared(), *more])
-
-    def theirs(self, *more: str) -> Line:
-        """A run of the opponent."""
-        python = self.environments / self.stage.environment / "bin" / "python"
-        if not python.is_file():
-            raise SystemExit(f"There is no {python}: `make bench-peers` makes the opponents' environments.")
-        return self._run([str(python), str(PEERS / self.stage.script), *self._shared(), *more])
-
-    def yardstick(self) -> float:
-        """The best rate of a large matrix product, in GFLOP/s."""
-        line = self._run([sys.executable, str(PEERS / "yardstick.py"), *self._threads()])
-        return float(line["square_2048"]["best"])
-
-    def loss_difference(self, folder: Path) -> float:
-        """Between both sides' losses of the same batch, or of the same rollout."""
-        if self.name == "ppo":
-            rollout = folder / "rollout.npz"
-            self.theirs("--parity", str(rollout))
-            line = self.ours("--parity", str(rollout))
-            return abs(line["loss"] - line["their_loss"])
-        # Where policy and reference are one, the loss of DPO is ln 2 whatever a side computes.
-        other = ("--reference", str(self.models / "base")) if self.name == "dpo" else ()
-        model = ("--model", str(self.models / "shifted")) if self.name == "dpo" else ()
-        asked = (*other, *model, "--parity", "--steps", "1", "--held-out", "0")
-        return abs(self.ours(*asked)["loss"] - self.theirs(*asked)["loss"])
-
-    def _shared(self) -> list[str]:
-        stage = self.stage
-        arguments = ["--pairs", str(self.pairs), "--model", str(self.models / stage.models[0])]
-        arguments += ["--steps", str(self.steps), *self._threads()]
-        if stage.held_out is not None:
-            arguments += ["--held-out", str(stage.held_out)]
-        if len(stage.models) > 1:
-            arguments += ["--reward", str(self.models / stage.models[1]), "--batch", "32"]
-        return arguments
-
-    def _threads(self) -> list[str]:
-        return ["--threads", str(self.threads)] if self.threads else []
-
-    def _run(self, command: Sequence[str]) -> Line:
-        environment = {**inherited_environment(), "HF_HUB_OFFLINE": "1"}
-        if self.threads:
-            environment["OMP_NUM_THREADS"] = str(self.threads)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        lines = [line for line in done.stdout.splitlines() if line.startswith('{"what"')]
-        if done.returncode or not lines:
-            raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-        found: Line = json.loads(lines[-1])
-        return found
-
-    def imports_mb(self) -> float:
-        """What an opponent's process holds once it has imported its packages, in MiB."""
-        python = self.environments / self.stage.environment / "bin" / "python"
-        done = subprocess.run([python, "-c", IMPORTS], capture_output=True, text=True, check=True)
-        return float(done.stdout.split()[-1])
+TRIES = 3
+"""Of a run that had company on its cores: the last one counts, and says so."""
+BUSY, STEADY = 0.92, 0.8
+"""The protocol's, of a machine that nobody else uses: an opponent's threads are busy for so much of its
+seconds, as waiting ones spin; and so much of a yardstick's best rate is its mean."""
 
 
 def measure(sides: Sides, rounds: int) -> dict[str, list[Line]]:
@@ -154,12 +46,30 @@ def measure(sides: Sides, rounds: int) -> dict[str, list[Line]]:
             *((name, partial(sides.ours, *more)) for name, more in others.items()),
         ]
         for side, run in turns if number % 2 else reversed(turns):
-            yardstick = sides.yardstick()
-            line = {"imports_mb": imports} | run() | {"matmul_gflops": yardstick}
+            line = {"imports_mb": imports} | undisturbed(sides, run, theirs=side.startswith("theirs"))
             lines[side].append(line)
             shown = f"{line['seconds']} s, {line['pairs_per_second']} pairs/s, {line['peak_rss_mb']} MiB"
-            print(f"{side}: {shown}", flush=True)
+            print(f"{side}: {shown}{' (had company)' if line['had_company'] else ''}", flush=True)
     return lines
+
+
+def undisturbed(sides: Sides, run: Callable[[], Line], *, theirs: bool) -> Line:
+    """The line of a run, after a yardstick's; run again where others were on its cores, as the protocol asks.
+
+    had_company: whether the last try was disturbed too. One thread is never run again: there the processor's
+    own time is compared.
+    """
+    for _ in range(TRIES):
+        best, mean = sides.yardstick()
+        line = run()
+        # Ours may wait without spinning, so that its own share says nothing.
+        busy = line["cpu_seconds"] / (line["seconds"] * line["settings"]["threads"])
+        company = sides.threads != 1 and (mean < STEADY * best or (theirs and busy < BUSY))
+        line |= {"matmul_gflops": best, "had_company": company}
+        if not company:
+            break
+        print(f"had company: {busy:.0%} busy, yardstick {mean / best:.0%} of its best", flush=True)
+    return line
 
 
 def ratios(ours: Sequence[Line], theirs: Sequence[Line], key: str) -> list[float]:
@@ -177,7 +87,7 @@ def memory_ratio(ours: Line, theirs: Line) -> float:
     return float((ours["peak_rss_mb"] - ours["imports_mb"]) / (theirs["peak_rss_mb"] - theirs["imports_mb"]))
 
 
-def result(name: str, lines: Mapping[str, Sequence[Line]], difference: float, key: str) -> Line:
+def result(name: str, lines: Mapping[str, Sequence[Line]], apart: Mapping[str, float], key: str) -> Line:
     """What the JSON file holds."""
     ours, default, tuned = (lines[side] for side in ("ours", "theirs_default", "theirs_tuned"))
     over_default, over_tuned = ratios(ours, default, key), ratios(ours, tuned, key)
@@ -202,7 +112,8 @@ def result(name: str, lines: Mapping[str, Sequence[Line]], difference: float, ke
             for other in OTHERS.get(name, {})
         },
         "memory_ratio_default": memory_ratio(ours_middle, default_middle),
-        "loss_abs_diff": difference,
+        **apart,
+        "runs_with_company": sum(line["had_company"] for side in lines.values() for line in side),
         "held_out_pairs": STAGES[name].held_out,
     }
 
@@ -218,7 +129,7 @@ def models_folder(given: Path) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compare one stage; 1 where the losses of the same batch differ."""
+    """Compare one stage; 1 where the sides do not do the same work."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.training",
         description=__doc__,
@@ -240,13 +151,13 @@ def main(arguments: Sequence[str]) -> int:
     steps, models = chosen.steps or STAGES[chosen.stage].steps, models_folder(chosen.model)
     sides = Sides(chosen.stage, chosen.pairs, models, steps, chosen.threads, environments)
     with tempfile.TemporaryDirectory(prefix="mpo-bench-training-") as folder:
-        difference = sides.loss_difference(Path(folder))
-    print(f"loss of the same batch: {difference:.1e} apart", flush=True)
-    if difference > LOSS_TOLERANCE:
-        print(f"These are different trainings: losses may differ by {LOSS_TOLERANCE:g}.", file=sys.stderr)
+        apart = differences(sides, Path(folder))
+    print(", ".join(f"{name} {number:.1e}" for name, number in apart.items()), flush=True)
+    if told := too_far_apart(apart, STAGES[chosen.stage].held_out):
+        print("\n".join(told), file=sys.stderr)
         return 1
     lines = measure(sides, chosen.rounds)
-    found = result(chosen.stage, lines, difference, "cpu_seconds" if chosen.threads == 1 else "seconds")
+    found = result(chosen.stage, lines, apart, "cpu_seconds" if chosen.threads == 1 else "seconds")
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     chosen.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(

@@ -11,8 +11,8 @@ TITLES = {"rm": "Training a reward model", "dpo": "Training by DPO", "ppo": "PPO
 FLOORS = {"rm": (3.0, 1.4), "dpo": (4.5, 1.7), "ppo": (2.2, 1.8)}
 GOALS = {"rm": (5.0, 2.0), "dpo": (7.0, 2.5), "ppo": (3.5, 3.0)}
 MEMORY_FLOOR = 0.7
-PEAK_FLOORS = {"dpo": 0.4}
-"""Of the machine's matrix product; of the stages that are not named nothing was asked."""
+PEAK_FLOOR = 0.4
+"""Of the machine's matrix product, for reward models and DPO; of PPO nothing was asked."""
 SIDES = {"ours": "ours", "theirs_default": "TRL, default", "theirs_tuned": "TRL, tuned"}
 COLUMNS = (
     "side",
@@ -21,7 +21,7 @@ COLUMNS = (
     "pairs/s",
     "peak over imports, MiB",
     "useful GFLOP/s (of the matmul peak)",
-    "held-out accuracy, or last reward",
+    "held-out accuracy, or last reward and KL",
     "their time / ours",
 )
 OTHERS = {
@@ -36,10 +36,26 @@ def write_training(page: Path, conditions: Conditions, found: Mapping[str, Any])
     said = (
         f"{conditions.machine()}. Protocol and opponents: `bench/peers/README.md`; {found['precision']}, "
         f"{found['ours']['settings']['threads']} threads; ratios of {found['compared']}, medians over "
-        f"{len(found['ratios_default'])} rounds with the smallest and largest. Losses of the same batch are "
-        f"{found['loss_abs_diff']:.1e} apart. {_verdict(found)}"
+        f"{len(found['ratios_default'])} rounds with the smallest and largest. {_equal_work(found)} "
+        f"{_company(found)}{_verdict(found)}"
     )
     write_page_section(page, f"## {TITLES[name]}", conditions.command, said, [COLUMNS, *_rows(found)])
+
+
+def _equal_work(found: Mapping[str, Any]) -> str:
+    """How far apart the sides are where they must not be."""
+    said = f"Losses of the same batch are {found['loss_abs_diff']:.1e} apart"
+    if found["stage"] == "ppo":
+        rewards, advantages = found["scores_abs_diff"], found["advantages_abs_diff"]
+        return f"{said}, rewards of the same rollout {rewards:.1e}, whitened advantages {advantages:.1e}."
+    loss, accuracy = found["held_out_loss_abs_diff"], found["held_out_accuracy_abs_diff"]
+    return f"{said}; after one step losses of held-out pairs {loss:.1e}, accuracies {accuracy:.3f}."
+
+
+def _company(found: Mapping[str, Any]) -> str:
+    """Which runs were not the protocol's, if any."""
+    count = found["runs_with_company"]
+    return f"**{count} runs had company on their cores, though repeated.** " if count else ""
 
 
 def _verdict(found: Mapping[str, Any]) -> str:
@@ -50,16 +66,19 @@ def _verdict(found: Mapping[str, Any]) -> str:
         word = "floor reached, goal missed" if ratio >= floor else "**missed**"
         word = "goal reached" if ratio >= goal else word
         said.append(f"Against {side}: {ratio:.2f} (floor {floor:g}, goal {goal:g}): {word}.")
-    if (least := PEAK_FLOORS.get(found["stage"])) is not None:
-        share = _rate(found["ours"]) / found["ours"]["matmul_gflops"]
-        word = "reached" if share >= least else "**missed**"
-        said.append(f"Useful work: {share:.0%} of the matmul peak (at least {least:.0%}): {word}.")
     if found["stage"] != "ppo":
+        share = _rate(found["ours"]) / found["ours"]["matmul_gflops"]
+        word = "reached" if share >= PEAK_FLOOR else "**missed**"
+        said.append(f"Useful work: {share:.0%} of the matmul peak (at least {PEAK_FLOOR:.0%}): {word}.")
+        if found["stage"] == "dpo":
+            own = found["ours"]["useful_gflops"] / found["ours"]["matmul_gflops"]
+            said.append(f"The reference's passes, which are in the seconds, count; without them {own:.0%}.")
         memory = found["memory_ratio_default"]
         word = "reached" if memory <= MEMORY_FLOOR else "**missed**"
         said.append(f"Memory over imports: {memory:.2f} of the default's (at most {MEMORY_FLOOR:g}): {word}.")
         word = "overlap" if _held_out_alike(found) else "do **not** overlap"
         said.append(f"The 95 % intervals of the accuracy on {found['held_out_pairs']} held-out pairs {word}.")
+        said.append("Each side has an order of its own, which alone moves it.")
     return " ".join(said)
 
 
@@ -106,7 +125,8 @@ def _row(
 
 def _rate(line: Mapping[str, Any]) -> float:
     """GFLOP/s of the work that had to be done."""
-    return float(line.get("useful_gflops_all_passes", line["useful_gflops"]))
+    own = line.get("useful_gflops_with_reference", line["useful_gflops"])
+    return float(line.get("useful_gflops_all_passes", own))
 
 
 def _quality(line: Mapping[str, Any], held_out: int | None) -> str:
@@ -115,4 +135,4 @@ def _quality(line: Mapping[str, Any], held_out: int | None) -> str:
         low, high = _interval(line, held_out)
         return f"{metrics['held_out_accuracy']:.3f} [{low:.3f}, {high:.3f}]"
     reward = metrics.get("mean_reward_last")
-    return "" if reward is None else f"{reward:.3f}"
+    return "" if reward is None else f"{reward:.3f}, KL {metrics['kl_last']:.3f}"

@@ -153,9 +153,11 @@ def parity(training: PPOTraining, rollout: Path) -> dict[str, Any]:
     critic = networks.critic
     assert isinstance(critic, Critic)
     value = ppo_value_loss(critic.values(batch), here, clip=config.value_clip, tokens=count)
+    # Theirs are divided by the standard deviation of a sample, ours by that of all that there are.
+    ours, sampled = old.advantages.cpu().numpy(), sum(map(len, responses))
     apart = {
         "scores": scores.numpy() - theirs["scores"],
-        "advantages": old.advantages.cpu().numpy() - theirs["advantages"],
+        "advantages": ours - theirs["advantages"] * np.sqrt(sampled / (sampled - 1)),
     }
     return {
         "loss": float(loss + config.value_coefficient * value),

@@ -32,6 +32,7 @@ from mpo.heap import keep_freed_memory
 from mpo.packed_models import pack_where_exact, say_nothing
 from mpo.policies import load_policy, load_reward_model, to_training_device
 from mpo.reward_model.objective import PairRewards, PairRows
+from mpo.stages import fix_randomness
 from mpo.training import Objective, Training, train_step
 
 LEARNING_RATE = 1e-4
@@ -204,7 +205,9 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     transformers.logging.disable_progress_bar()
-    keep_freed_memory()  # as `mpo.stages.run_stage` does, which is not what is timed here
+    # As `mpo.stages.run_stage` does before it trains.
+    fix_randomness(chosen.seed)
+    keep_freed_memory()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     if chosen.stage == "ppo":

@@ -16,7 +16,7 @@ def run_stage(task: StageTask, reporter: Reporter, ranks: Ranks = ALONE) -> None
     of which OutOfMemory is whatever said that memory was short.
     """
     if task.config.slot == "gpu":
-        _fix_randomness(task.seed)
+        fix_randomness(task.seed)
         keep_freed_memory()
     try:
         _run(task, reporter, ranks)
@@ -62,7 +62,8 @@ def _run(task: StageTask, reporter: Reporter, ranks: Ranks) -> None:
             evaluate(task, reporter)
 
 
-def _fix_randomness(seed: int) -> None:
+def fix_randomness(seed: int) -> None:
+    """Every draw follows from the seed, and every kernel that has a deterministic form takes it."""
     import torch
     from transformers import set_seed
 
