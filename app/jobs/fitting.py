@@ -4,15 +4,22 @@ from collections.abc import Mapping
 
 from app.jobs.blueprints import Kept
 from app.jobs.estimating import stage_costs
-from app.jobs.excess import Excess, NotEnoughMemory
 from app.jobs.planning import Plan, field_loc
 from app.jobs.schemas import CreateJob
 from core.database import Transaction
+from core.errors import Unprocessable
 from core.settings import settings
 from core.work_lookup import finished_keys
+from mpo.estimates_excess import Excess
 
 # Counted once for all jobs of a plan: it takes several times as long as all else of a submission.
 _excesses: Kept[Mapping[str, Excess]] = Kept()
+
+
+class NotEnoughMemory(Unprocessable):
+    """A stage is estimated to need more memory than trainings have here. `nearest` is what fits, or null."""
+
+    code, title = "not_enough_memory", "Not enough memory"
 
 
 def refuse_what_does_not_fit(tx: Transaction, owner: str, spec: CreateJob, plan: Plan) -> None:
