@@ -13,10 +13,12 @@ from embedded.liveness import Answers
 from embedded.shipped import examples_folder
 from embedded.state import StateFolder
 from embedded.supervisor import Program
+from mpo.machine_memory import machine_memory
 
 API = "api"
 MOST_API_PROCESSES = 2
 HOST = "127.0.0.1"
+TRAINING_MEMORY = "MPO_TRAINING_MEMORY_BYTES"
 MIGRATE_SECONDS = 120.0
 READY_SECONDS = 60.0
 # libpq's own variables would lead every process to another database.
@@ -24,6 +26,8 @@ _NOT_INHERITED = frozenset(
     {"PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSERVICE"}
     | {"PGSERVICEFILE", "PGSSLMODE", "PGOPTIONS", "PGDATA", "MPO_ADMIN_KEY"}
 )
+# Devices of NVIDIA's and AMD's drivers, and WSL's of either: workers take a GPU unasked, where they see one.
+_GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
 GRACEFUL_API_SECONDS = 8
 """For requests under way; long polls and event streams end at once."""
 _API_GRACE_SECONDS = 15.0
@@ -137,6 +141,7 @@ class Services:
             "MPO_REDIS_URL": valkey.url(self.sockets),
             "MPO_STORE_URL": f"file://{self.state.store}",
             **_base_models(self.state),
+            **_training_memory(),
             "MPO_SCRATCH": str(self.state.scratch),
             "HF_HUB_OFFLINE": "1",
             # All share the same cores: a thread that spins at a barrier takes the time of the one that
@@ -149,6 +154,17 @@ class Services:
 
 def _threads(count: int) -> dict[str, str]:
     return {"MPO_TORCH_THREADS": str(count), "OMP_NUM_THREADS": str(count)}
+
+
+def _training_memory() -> dict[str, str]:
+    """How much memory trainings have: the machine's, so that what does not fit is refused before it starts.
+
+    Nothing where the user says how much, or where trainings run on a GPU, whose memory is not known here.
+    """
+    seen = "cuda" if any(file.exists() for file in _GPU_FILES) else "cpu"
+    if TRAINING_MEMORY in os.environ or os.environ.get("MPO_TRAINING_DEVICE", seen) != "cpu":
+        return {}
+    return {TRAINING_MEMORY: str(machine_memory())}
 
 
 def _base_models(state: StateFolder) -> dict[str, str]:

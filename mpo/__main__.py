@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpo.errors import InvalidSpec, MPOError, StageFailed, StageInterrupted
+from mpo.machine_memory import machine_memory
 from mpo.rank_environment import is_launched
 
 if TYPE_CHECKING:
+    from mpo.estimates_machine import Machine
     from mpo.pipeline import RunRequest
 
 DONE, FAILED, INVALID, PAUSED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -26,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
         "run",
         help="run a whole plan in one process; run it again on the same folder to resume",
         description="Runs a whole plan in one process, or in those that torchrun starts on one machine.",
-        epilog="Exit status: 0 done, 1 a stage failed, 2 bad arguments or spec, 3 paused, 130 interrupted.",
+        epilog="Exit status: 0 done, 1 a stage failed, 2 bad arguments or spec or too little memory, "
+        "3 paused, 130 interrupted.",
     )
     run.add_argument("spec", type=Path, help="the native spec of a job, YAML or JSON")
     run.add_argument("--pairs", type=Path, required=True, help="preference pairs, JSON Lines, plain or gzip")
@@ -35,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, required=True, help="folder for results; made if need be")
     run.add_argument("--max-bad-rows", type=int, default=0, help="rows of --pairs that may be unusable")
     run.add_argument("--accept-weak", action="store_true", help="go on though the reward model is weak")
+    run.add_argument(
+        "--accept-short-memory",
+        action="store_true",
+        help="go on though a stage is estimated to need more memory than there is",
+    )
     return command
 
 
@@ -71,6 +79,7 @@ def _run(given: argparse.Namespace) -> str | None:
         given.max_bad_rows,
         given.accept_weak,
         _stop_on_signals(),
+        memory_here=None if given.accept_short_memory else _memory_here,
     )
     return _run_on_ranks(request) if is_launched() else run_plan(request)
 
@@ -83,12 +92,24 @@ def _run_on_ranks(request: "RunRequest") -> str | None:
 
     with ProcessGroup.launched() as group:
         if group.number == 0:
-            return run_plan(replace(request, perform=partial(lead, group)))
+            here = request.memory_here and partial(_memory_here, group.count, group.sharded)
+            return run_plan(replace(request, perform=partial(lead, group), memory_here=here))
         try:
             follow(group, request.stop.is_set)
         except MPOError as error:
             raise StageFailed(f"rank {group.number}: {error.detail}", code=error.code) from error
         return None
+
+
+def _memory_here(ranks: int = 1, sharded: bool = False) -> tuple["Machine", int]:
+    """What stages run on, and the memory of that in bytes: of a GPU, or of the whole machine."""
+    import torch
+
+    from mpo.estimates_machine import Machine
+
+    if torch.cuda.is_available():
+        return Machine("cuda", ranks, sharded), torch.cuda.get_device_properties(0).total_memory
+    return Machine("cpu", ranks, sharded), machine_memory()
 
 
 def _stop_on_signals() -> threading.Event:

@@ -127,6 +127,12 @@ class TooFewDevices(InvalidSpec):
     code = "too_few_devices"
 
 
+class NotEnoughMemory(InvalidSpec):
+    """A stage is estimated to need more memory than there is."""
+
+    code = "not_enough_memory"
+
+
 class StageFailed(MPOError):
     """A stage of a run in one process has failed; the facts name it."""
 

@@ -15,7 +15,9 @@ from pydantic import ValidationError
 
 from mpo.config import ScoreStage
 from mpo.dataset_files import validate_file
-from mpo.errors import InvalidSpec, MPOError, StageFailed, StageInterrupted
+from mpo.errors import InvalidSpec, MPOError, NotEnoughMemory, StageFailed, StageInterrupted
+from mpo.estimates_machine import Machine
+from mpo.estimates_plan import find_excesses
 from mpo.field_paths import written_path
 from mpo.job_spec import JobSpec
 from mpo.keys import InputKey, dataset_key
@@ -54,7 +56,9 @@ class RunRequest:
 
     pairs, eval_pairs: JSON Lines, plain or gzip, in any accepted shape. accept_weak: go on though the reward
     model is weak. stop: set by whoever wants the run to end at the next checkpoint. perform: how to run a
-    stage with the help of other processes; None: this one runs all of them alone.
+    stage with the help of other processes; None: this one runs all of them alone. memory_here: asked
+    before the first stage runs, what stages run on and how many bytes of memory that has, 0 where nobody
+    knows; None: nothing is refused for the memory that it needs.
     """
 
     spec: JobSpec
@@ -67,6 +71,7 @@ class RunRequest:
     stop: threading.Event = field(default_factory=threading.Event)
     console: TextIO = field(default_factory=lambda: sys.stdout)
     perform: Callable[[StageTask, Reporter], None] | None = None
+    memory_here: Callable[[], tuple[Machine, int]] | None = None
 
 
 def read_spec(path: Path) -> JobSpec:
@@ -168,7 +173,7 @@ def run_plan(request: RunRequest) -> str | None:
     """Runs what is not done yet, in order, and writes report.json.
 
     Returns why the run stopped before its end and how to go on, or None where it came to its end. Raises
-    InvalidSpec, StageFailed, StageInterrupted.
+    InvalidSpec, NotEnoughMemory before any stage has run, StageFailed, StageInterrupted.
     """
     started = time.monotonic()
     stages = plan_run(request)
@@ -177,6 +182,7 @@ def run_plan(request: RunRequest) -> str | None:
     for name, warnings in plan_warnings(stages).items():
         for warning in warnings:
             run.say(f"warning: {name}: {warning}")
+    _refuse_what_does_not_fit(run)
     for number, stage in enumerate(stages, start=1):
         ran = _finish_stage(run, stage, f"[{number}/{len(stages)}] {stage.name}")
         if pause := _pause(run, stage, ran):
@@ -217,6 +223,18 @@ def _validate(request: RunRequest, file: Path, name: str, key: str) -> Summary:
     summary: Summary = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
     print(f"data  {summary['rows']} pairs, {summary['bad_rows']} bad rows", file=request.console, flush=True)
     return summary
+
+
+def _refuse_what_does_not_fit(run: Run) -> None:
+    """Raises NotEnoughMemory for the first stage that has to run and does not fit."""
+    ahead = {stage.name for stage in run.stages if not run.folder(stage.name).is_done()}
+    if run.request.memory_here is None or not ahead:
+        return
+    files = {source: path for source, path in run.leaves.items() if source.kind == "dataset"}
+    excesses = find_excesses(run.stages, files, run.request.model, *run.request.memory_here())
+    if name := next((name for name in excesses if name in ahead), None):
+        what = f"{name}: {excesses[name].detail}"
+        raise NotEnoughMemory(f"{what}; run it again with --accept-short-memory to go on all the same")
 
 
 def _finish_stage(run: Run, stage: PlannedStage, title: str) -> bool:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.jobs.excess import Excess, find_excess, told_of_lengths
 from app.jobs.leaves import Leaves
 from app.models.token_lengths import sampled_rows, token_lengths
 from core.settings import settings
@@ -18,6 +17,7 @@ from core.storage import storage
 from core.tables import Artifact, BaseModelRow, Dataset
 from mpo.config import SplitStage, Stage
 from mpo.errors import MPOError
+from mpo.estimates_excess import Excess, find_excess, told_of_lengths
 from mpo.plan import PlannedStage, Source
 from mpo.roles import MODEL_ROLES
 from mpo.stage_graph import lineages

@@ -1,7 +1,7 @@
 """From a spec to a plan, from a plan to rows, and back from rows to a plan."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,12 +35,15 @@ _blueprints: Kept[Blueprint] = Kept()
 
 @dataclass(frozen=True)
 class Plan:
-    """What a spec comes to: its stages in order, with every length set, their keys, and their leaves."""
+    """What a spec comes to: its stages in order, with every length set, their keys, and their leaves.
+
+    of: all that the blueprint depends on, and what its stages cost."""
 
     stages: list[PlannedStage]
     keys: dict[str, str]
     leaves: Leaves
     blueprint: Blueprint
+    of: Hashable
 
 
 FoundLeaves = dict[tuple[Source, ...], Leaves]
@@ -56,11 +59,12 @@ def plan_spec(tx: Transaction, owner: str, spec: CreateJob, found: FoundLeaves |
     try:
         draft = _drafts.get(asked, lambda: _draft(spec))
         leaves = _held_leaves(tx, owner, draft, {} if found is None else found)
-        known = _blueprints.get((asked, facts_of(leaves)), lambda: _blueprint(spec, draft, leaves))
+        of = asked, facts_of(leaves)
+        known = _blueprints.get(of, lambda: _blueprint(spec, draft, leaves))
     except InvalidSpec as error:
         raise Unprocessable(error.detail, loc=_in_body(error)) from error
     stages = known.stages if spec.method is None else reseeded(known.stages, spec.seed)
-    return Plan(stages, plan_keys(stages, leaves.keys, parts=known.parts), leaves, known)
+    return Plan(stages, plan_keys(stages, leaves.keys, parts=known.parts), leaves, known, of)
 
 
 def _held_leaves(tx: Transaction, owner: str, draft: Draft, found: FoundLeaves) -> Leaves:

@@ -6,27 +6,39 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from embedded.services import inherited_environment
+from embedded.shipped import examples_folder
 from embedded.state import Recorded, StateFolder
+from mpo_client.client import Client
+from mpo_client.errors import NotValid
 from tests.embedded.waiting import wait_for
 
 PROGRAMS = {"postgres", "valkey", "api", "worker-cpu", "worker-gpu", "sampler"}
 READY_SECONDS = 60
+SMALL_MACHINE = """
+from embedded import services
+from embedded.__main__ import app
+
+services.machine_memory = lambda: 530 * 2**20
+app()
+"""
+"""`mpo up` where there is little more memory than the process and the weights of `tiny` need."""
 
 
 class Up:
-    """A running `mpo up`."""
+    """A running `mpo up`. program: of Python, which takes its arguments."""
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
+    def __init__(self, folder: Path, port: int = 0, program: Sequence[str] = ("-m", "embedded")) -> None:
         self.state = StateFolder(folder)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "embedded", "up", "--state", str(folder), "--port", str(port)],
+            [sys.executable, *program, "up", "--state", str(folder), "--port", str(port)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -63,8 +75,8 @@ class Up:
 def up() -> Iterator[Callable[..., Up]]:
     with ExitStack() as ending:
 
-        def begin(folder: Path, port: int = 0) -> Up:
-            begun = Up(folder, port)
+        def begin(*given: Any) -> Up:
+            begun = Up(*given)
             ending.callback(begun.end)
             return begun
 
@@ -141,3 +153,19 @@ def test_nothing_of_a_killed_up_runs_on_for_ever(up: Callable[..., Up], tmp_path
     # In good order: each that works signed off before the database went.
     log = (tmp_path / "logs" / "postgres.log").read_text()
     assert "database system is shut down" in log
+
+
+def test_a_stack_refuses_what_its_machine_cannot_hold(
+    up: Callable[..., Up], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MPO_TRAINING_MEMORY_BYTES", raising=False)
+    monkeypatch.setenv("MPO_TRAINING_DEVICE", "cpu")
+    small = up(tmp_path, 0, ("-c", SMALL_MACHINE)).wait_until_ready()
+    examples = examples_folder()
+    assert examples is not None
+    with Client(small.url, small.state.api_key()) as client:
+        dataset = client.datasets.wait(client.datasets.upload(examples / "pairs.jsonl.gz", name="pairs").id)
+        spec = {"model": "tiny", "dataset": dataset.id, "method": {"type": "sft", "sft": {"max_steps": 1}}}
+        with pytest.raises(NotValid, match=r"trainings have 0\.52 GiB here") as refused:
+            client.jobs.create(spec)
+    assert refused.value.code == "not_enough_memory"

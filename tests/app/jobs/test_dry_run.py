@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
+from app.jobs import fitting
 from app.jobs.past_runs import PastRun, factor_for
 from core.settings import settings
 from mpo.records import PreferencePair
@@ -168,6 +169,28 @@ def test_what_does_not_fit_is_told_and_refused_with_what_does(
     stages = forecast(client, spec, method=fitting)
     assert stages["sft"]["memory_bytes"] == problem["nearest_bytes"] <= LITTLE
     assert client.post("/v1/jobs", json=spec | {"method": fitting}).status_code == 202
+
+
+def test_what_a_plan_needs_is_counted_once_for_all_its_jobs(
+    client: TestClient, spec: dict[str, Any], deploy: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job's status, and how often all stages were counted until then."""
+    counted, stage_costs = [], fitting.stage_costs
+
+    def counting(*given: Any) -> Any:
+        counted.append(given)
+        return stage_costs(*given)
+
+    def submitted(**changes: Any) -> tuple[int, int]:
+        return client.post("/v1/jobs", json=spec | changes).status_code, len(counted)
+
+    monkeypatch.setattr(fitting, "stage_costs", counting)
+    deploy(training_memory_bytes=2**40)
+    assert [submitted(seed=seed) for seed in (1, 2, 3)] == [(202, 1)] * 3
+    another = {"type": "mpo", "sft": {"epochs": 3}}
+    assert submitted(method=another) == submitted(method=another, name="once more") == (202, 2)
+    deploy(training_memory_bytes=LITTLE)
+    assert [submitted(seed=seed) for seed in (4, 5)] == [(422, 3)] * 2
 
 
 @pytest.mark.usefixtures("little_memory")

@@ -11,6 +11,7 @@ from app.jobs import creation, room, submissions
 from app.jobs.places import FARTHEST_COUNTED
 from core.database import open_transaction
 from core.queue import enqueue
+from core.settings import settings
 from core.work_items import NewRun
 from tests.app.conftest import CreateJob
 from tests.app.jobs.factories import OWNER, work_until
@@ -37,6 +38,14 @@ def test_a_new_job_takes_as_many_statements_as_are_worth_it(
     with counted() as sent:
         create_job(seed=1)
     assert len(sent) <= COLD, sent
+
+
+def test_a_limit_of_memory_costs_jobs_of_a_known_plan_no_statement(
+    client: TestClient, create_job: CreateJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPO_TRAINING_MEMORY_BYTES", str(2**40))
+    settings.cache_clear()
+    test_a_new_job_takes_as_many_statements_as_are_worth_it(client, create_job)
 
 
 def test_a_job_that_is_cached_whole_takes_no_more(client: TestClient, create_job: CreateJob) -> None:

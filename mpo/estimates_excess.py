@@ -1,19 +1,12 @@
-"""Stages that need more memory than there is, and the nearest setting that does not."""
+"""Stages that need more memory than there is, and the nearest setting that does not. Torch-free."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core.errors import Unprocessable
 from mpo.config import Stage
 from mpo.estimates_fit import gib, nearest_fit, worded
 from mpo.training_config import TrainingConfig
-
-
-class NotEnoughMemory(Unprocessable):
-    """A stage is estimated to need more memory than trainings have here. `nearest` is what fits, or null."""
-
-    code, title = "not_enough_memory", "Not enough memory"
 
 
 @dataclass(frozen=True)
