@@ -193,7 +193,7 @@ def test_messages_need_a_chat_template_in_the_stages_that_render_them(
 ) -> None:
     turn = [{"role": "user", "content": "hello"}]
     answers = [[{"role": "assistant", "content": text}] for text in ("yes", "no")]
-    talks = make_dataset(tmp_path, [PreferencePair("0", turn, *answers)])  # type: ignore[arg-type]
+    talks = make_dataset(tmp_path, [PreferencePair(str(n), turn, *answers) for n in range(2)])  # type: ignore[arg-type]
     make_model("chatty", has_chat_template=True)
     more = {"name": "more", "kind": "sft", "inputs": {"policy": "tiny", "data": talks}}
     problem = refused(client, {"stages": [*nodes, more]})
