@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 # Bound to this folder: the scripts of a copied environment still name the folder that it was made in.
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help install lint format test chaos load bench-sampling bench-peers bench-training lm-eval demo example-data clean
+.PHONY: help install lint format test chaos load bench bench-sampling bench-peers bench-training lm-eval demo example-data clean
 
 help: ## Say what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -47,6 +47,9 @@ load: install ## How many requests a second a whole stack takes (3 minutes); wri
 
 bench-sampling: install ## Tokens a second against transformers' generate, first tokens, memory; writes docs/benchmarks.md.
 	@$(PY) -m bench.sampling --docs docs/benchmarks.md
+
+bench: install ## Every benchmark once, as small as it goes (under 10 minutes): that each runs, not what it says.
+	@$(PY) -m bench.smoke
 
 bench-peers: install ## The opponents' environments (2 GB in BENCH_ENVS, by default .bench-envs).
 	@scripts/make_bench_peers.sh $(PY) "$${BENCH_ENVS:-.bench-envs}"

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from bench.load_page import Conditions, spread, write_page_section
 from bench.training_data import Pairs, read_pairs, scoring_parser
 from mpo.policies import load_reward_model, to_training_device
-from mpo.reward_model.score import PairScores
+from mpo.reward_model.score import PairScores, reward_offset
 
 HEADING = "## Scoring pairs"
 ROWS_AT_ONCE = 32
@@ -41,7 +41,7 @@ def plain_loop(model: PreTrainedModel, data: Pairs) -> Tensor:
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch])
         inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
         found.append(model(**inputs).logits[:, 0].float().cpu())
-    return torch.cat(found).view(-1, 2)
+    return torch.cat(found).view(-1, 2) - reward_offset(model)
 
 
 def engine(folder: Path, data: Pairs) -> Tensor:
