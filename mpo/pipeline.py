@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from mpo.config import ScoreStage
 from mpo.dataset_files import validate_file
-from mpo.errors import InvalidSpec, MPOError, StageFailed, StageInterrupted
+from mpo.errors import InvalidSpec, MPOError, StageFailed, StageInterrupted, UnusableModel
 from mpo.field_paths import written_path
+from mpo.headless_architectures import refuse_headless
 from mpo.job_spec import JobSpec
 from mpo.keys import InputKey, dataset_key
 from mpo.lengths import named_context, text_settings
@@ -121,6 +122,10 @@ def plan_run(request: RunRequest) -> list[PlannedStage]:
     if unknown := sorted(set(spec.pause_after) - names):
         raise InvalidSpec(f"pause_after: no stage is named {unknown[0]}", field="pause_after")
     check_plan(spec, stages, {s: "policy" if s.kind == "model" else "pairs" for s in files.values()})
+    try:
+        refuse_headless(stages, {Source.model(_model_name(request)): request.model})
+    except UnusableModel as error:
+        raise InvalidSpec(f"--model: {error.detail}", field="model") from error
     return resolve(spec, stages, context_tokens(request.model))
 
 

@@ -71,7 +71,9 @@ def asked_by(spec: CreateJob) -> Hashable:
 def facts_of(leaves: Leaves) -> Hashable:
     """What of the leaves a plan depends on."""
     rows = [(s.name, d.status, d.rows, d.rows_location) for s, d in leaves.datasets.items()]
-    models = [(s.name, b.name, b.context_tokens, b.has_chat_template) for s, b in leaves.models.items()]
+    models = [
+        (s.name, b.name, b.sha256, b.context_tokens, b.has_chat_template) for s, b in leaves.models.items()
+    ]
     return tuple(leaves.things.items()), tuple(rows), tuple(models)
 
 
