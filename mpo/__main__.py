@@ -16,7 +16,7 @@ from mpo.rank_environment import is_launched
 
 if TYPE_CHECKING:
     from mpo.estimates_machine import Machine
-    from mpo.pipeline import RunRequest
+    from mpo.run_plan import RunRequest
 
 DONE, FAILED, INVALID, PAUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -68,7 +68,8 @@ def _run(given: argparse.Namespace) -> str | None:
     if given.out.exists() and not given.out.is_dir():
         raise InvalidSpec(f"out: {given.out} is no folder", field="out")
     # Late: the training stack takes seconds to import, which a misspelt argument should not.
-    from mpo.pipeline import RunRequest, read_spec, run_plan
+    from mpo.pipeline import run_plan
+    from mpo.run_plan import RunRequest, read_spec
 
     request = RunRequest(
         read_spec(given.spec),

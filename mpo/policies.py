@@ -1,5 +1,6 @@
 """Loads and saves policies, references and reward models: folders that from_pretrained reads."""
 
+import copy
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from mpo.errors import UnusableModel
+from mpo.headless_architectures import no_head
 from mpo.tokenization import load_tokenizer, terminators
 
 TOKENIZER_FILES = (
@@ -76,17 +79,23 @@ def is_reward_model(config: PreTrainedConfig) -> bool:
 
 
 def new_reward_model(folder: Path, seed: int) -> PreTrainedModel:
-    """A policy's backbone under a new scalar head, drawn from N(0, initializer_range²) by the seed alone."""
+    """A policy's backbone under a new scalar head, drawn from N(0, initializer_range²) by the seed alone.
+
+    Raises UnusableModel, also where transformers has no such head for the architecture.
+    """
     policy = load_policy(folder)
-    config = _config(folder)
+    config = copy.deepcopy(policy.config)  # not the folder's: that may be of more than the text model
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise no_head(config.model_type, model=folder.name)
     config.num_labels = 1
     config.get_text_config().pad_token_id = terminators(folder).pad_id
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from it, only to be overwritten
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    head = score_head(model)
     model.base_model.load_state_dict(policy.base_model.state_dict())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        weight = score_head(model).weight
+        weight = head.weight
         scale = getattr(config.get_text_config(), "initializer_range", 0.02)
         weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
     return _without_dropout(model)

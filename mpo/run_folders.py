@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import shutil
 import sys
 import threading
@@ -15,6 +16,8 @@ from typing import TextIO
 from mpo.synced import sync, sync_tree
 
 KEY, STARTED, CHECKPOINTS, METRICS = "key", "started", "checkpoints", "metrics.jsonl"
+
+_CHECKPOINT = re.compile(r"(\d+)(?:\.(\d+))?", re.ASCII)
 
 PRINT_SECONDS = 2.0
 """A line of progress is printed at most this often, and at a stage's first and last step."""
@@ -42,13 +45,17 @@ class StageFolder:
         for path in self.path.iterdir():
             if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (self.path / STARTED).write_text(self.key)
+        if not same:  # torn by a kill, it would tell the checkpoints for another key's
+            (self.path / STARTED).write_text(self.key)
         checkpoints = self._checkpoints()
-        self._cut_metrics(max(checkpoints, default=0))
-        return checkpoints[max(checkpoints)] if checkpoints else None
+        newest = max(checkpoints, default=None)
+        self._cut_metrics(newest[0] if newest else 0)
+        return checkpoints[newest] if newest else None
 
-    def _checkpoints(self) -> dict[int, Path]:
-        return {int(path.name): path for path in (self.path / CHECKPOINTS).glob("*") if path.name.isdecimal()}
+    def _checkpoints(self) -> dict[tuple[int, int], Path]:
+        """Whole ones, by step and by which of that step it is: the folders N, N.1, N.2, …"""
+        named = ((_CHECKPOINT.fullmatch(path.name), path) for path in (self.path / CHECKPOINTS).glob("*"))
+        return {(int(name[1]), int(name[2] or 0)): path for name, path in named if name}
 
     def _cut_metrics(self, step: int) -> None:
         """Drops the lines of steps after the checkpoint: they are taken again."""
@@ -58,20 +65,21 @@ class StageFolder:
             path.write_text("".join(line for line in lines if _step(line) <= step), encoding="utf-8")
 
     def keep_checkpoint(self, folder: Path, step: int) -> None:
-        """Copies a complete checkpoint, and removes the older ones once it is on the disk."""
+        """Copies a complete checkpoint, and removes the older ones once it is on the disk.
+
+        One of the same step is not replaced, but followed: killed anywhere here, a whole one is left.
+        """
         older = self._checkpoints()
         partial = self.path / CHECKPOINTS / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(folder, partial)
         sync_tree(partial)
-        target = self.path / CHECKPOINTS / str(step)
-        if target.exists():
-            shutil.rmtree(target)
+        before = [number for of_step, number in older if of_step == step]
+        target = self.path / CHECKPOINTS / (f"{step}.{max(before) + 1}" if before else str(step))
         partial.rename(target)
         sync(target.parent)
         for path in older.values():
-            if path != target:
-                shutil.rmtree(path)
+            shutil.rmtree(path)
 
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a line; numbers that are not finite become null."""

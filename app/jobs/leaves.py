@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session, make_transient_to_detached
@@ -12,6 +13,8 @@ from core.errors import Conflict, Unprocessable
 from core.states import DatasetState
 from core.storage import storage
 from core.tables import Artifact, BaseModelRow, Dataset, Job, JobInput, StageRow
+from mpo.errors import UnusableModel
+from mpo.headless_architectures import refuse_headless
 from mpo.keys import InputKey, dataset_key
 from mpo.plan import PlannedStage, Source
 from mpo.roles import MADE, Thing
@@ -55,6 +58,12 @@ class NoChatTemplateHere(Unprocessable):
     """The dataset holds messages, and the model has no chat template to render them."""
 
     code, title = "no_chat_template", "The model has no chat template"
+
+
+class UnusableModelHere(Unprocessable):
+    """A stage cannot use the model."""
+
+    code, title = "unusable_model", "The model cannot be used"
 
 
 @dataclass
@@ -103,7 +112,8 @@ def find_leaves(tx: Transaction, owner: str, named: Mapping[Source, Loc]) -> Lea
 
 
 def refuse_unusable(leaves: Leaves, stages: Sequence[PlannedStage], locs: Mapping[str, Loc]) -> None:
-    """Raises NoContent, or NoChatTemplateHere where a stage would render messages by a model that has none.
+    """Raises NoContent; NoChatTemplateHere where a stage would render messages by a model that has none;
+    UnusableModelHere where one would make a reward model of an architecture that has no class for it.
 
     locs: by stage, the field that names its model.
     """
@@ -115,6 +125,10 @@ def refuse_unusable(leaves: Leaves, stages: Sequence[PlannedStage], locs: Mappin
     for name, lineage in lineages(stages).items():
         if lineage.datasets & with_messages and lineage.models & without_template:
             raise NoChatTemplateHere(loc=locs[name])
+    try:
+        refuse_headless(stages, {source: Path(base.path) for source, base in leaves.models.items()})
+    except UnusableModel as error:
+        raise UnusableModelHere(error.detail, loc=locs[str(error.facts["stage"])]) from error
 
 
 def leaf_keys(session: Session, job: Job) -> dict[Source, InputKey]:

@@ -17,8 +17,9 @@ import examples
 from examples.pairs import held_out_prompts, sample_pairs, write_pairs
 from experiments.gold_world.measure import Answers, measure
 from experiments.gold_world.settings import ARMS, Settings, job_spec
-from mpo.pipeline import RunRequest, run_plan
+from mpo.pipeline import run_plan
 from mpo.reporter import Reporter, StageTask
+from mpo.run_plan import RunRequest
 from mpo.stages import run_stage
 
 BASE = Path(examples.__file__).parent / "tiny"

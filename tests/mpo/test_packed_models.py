@@ -80,6 +80,11 @@ def model_of(config: Any, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
     return model.eval()
 
 
+def scoring(name: str) -> Any:
+    """The configuration of such a model with a head of one score."""
+    return type(EXACT[name]).from_dict({**EXACT[name].to_dict(), "num_labels": 1})
+
+
 def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()
@@ -104,10 +109,9 @@ def test_packed_pairs_have_the_logprobs_and_gradients_of_plain_rows(name: str) -
         )
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral, sliding window"])
+@pytest.mark.parametrize("name", EXACT)
 def test_packed_rewards_are_those_of_plain_rows(name: str) -> None:
-    config = type(EXACT[name]).from_dict({**EXACT[name].to_dict(), "num_labels": 1})
-    model = model_of(config, AutoModelForSequenceClassification)
+    model = model_of(scoring(name), AutoModelForSequenceClassification)
     expected = pair_scores(model, PAIRS, PAD)
     pack_where_exact(model, pytest.fail)
     assert_close(pair_scores(model, PAIRS, PAD), expected, atol=1e-5, rtol=1e-5)

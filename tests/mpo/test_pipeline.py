@@ -1,5 +1,6 @@
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from mpo.__main__ import main
 from mpo.errors import InvalidSpec, StageInterrupted
-from mpo.pipeline import RunRequest, plan_run, read_spec, run_plan
+from mpo.pipeline import run_plan
+from mpo.run_plan import RunRequest, plan_run, read_spec
 from tests.mpo.tiny import word_pairs, write_policy
 
 SPEC = """
@@ -232,6 +234,19 @@ def test_the_command_starts_without_the_service_and_without_torch() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     packages = {name.split(".")[0] for name in loaded.split()}
     assert not packages & {"fastapi", "celery", "sqlalchemy", "core", "app", "workers", "torch"}
+
+
+def test_a_model_that_no_reward_model_can_be_made_of_is_refused_before_anything_trains(
+    house: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(house, tmp_path / "out")
+    base = shutil.copytree(house / "base", tmp_path / "granite")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "granite"}))
+    given[given.index("--model") + 1] = str(base)
+    assert main(given) == 2
+    assert "no class with a scalar head for the architecture 'granite'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 STAGES_SPEC = """

@@ -4,7 +4,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.models.bert import BertConfig
+from transformers.models.mamba import MambaConfig
+from transformers.models.qwen3_5 import Qwen3_5Config
 
 from mpo.errors import UnusableModel
 from mpo.policies import load_policy, load_reward_model, new_reward_model, save_model
@@ -85,6 +94,49 @@ def test_a_reward_model_and_its_tokenizer_agree_on_padding_that_is_no_stop_token
     assert tokenizer.pad_token_id == model.config.pad_token_id
     text = "red cat sleeps"
     assert tokenizer(text)["input_ids"] == AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+
+
+def write_base(folder: Path, source: Path, model: PreTrainedModel) -> Path:
+    """A folder of such a model with the tokenizer of another."""
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+def test_no_reward_model_is_made_of_an_architecture_without_a_class_for_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
+    base = write_base(tmp_path / "mamba", folder, AutoModelForCausalLM.from_config(config))
+    load_policy(base)
+    with pytest.raises(UnusableModel, match="no class with a scalar head for the architecture 'mamba'"):
+        new_reward_model(base, seed=0)
+
+
+def test_no_reward_model_is_made_where_the_head_of_the_class_is_more_than_a_row(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = BertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, is_decoder=True
+    )
+    base = write_base(tmp_path / "bert", folder, AutoModelForCausalLM.from_config(config))
+    with pytest.raises(UnusableModel, match="no head of one score"):
+        new_reward_model(base, seed=0)
+
+
+def test_a_reward_model_is_made_of_the_text_part_of_a_model_that_reads_images_too(
+    folder: Path, tmp_path: Path
+) -> None:
+    tiny = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    text = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 16, "layer_types": ["full_attention"]}
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 16}
+    config = Qwen3_5Config(text_config=tiny | text, vision_config=vision)
+    base = write_base(tmp_path / "qwen", folder, AutoModelForImageTextToText.from_config(config))
+    model = new_reward_model(base, seed=0)
+    save_model(model, base, tmp_path / "rm")
+    loaded, policy = load_reward_model(tmp_path / "rm"), load_policy(base)
+    for name, weight in policy.base_model.state_dict().items():
+        assert torch.equal(loaded.base_model.state_dict()[name], weight), name
 
 
 def test_a_policy_is_no_reward_model(folder: Path) -> None:

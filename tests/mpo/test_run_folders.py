@@ -1,10 +1,15 @@
 import io
 import json
+import shutil
 import threading
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mpo import run_folders
 from mpo.run_folders import FolderReporter, StageFolder, clock, folder_digest
 
 
@@ -58,6 +63,82 @@ def test_an_attempt_goes_on_from_the_newest_checkpoint_of_the_same_key(tmp_path:
     assert steps_of(folder) == [1, 2, 3]  # the fourth step is taken again
     assert StageFolder(tmp_path / "dpo", "k2").open() is None
     assert not (folder.path / "metrics.jsonl").exists()
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+OPERATIONS = (
+    (shutil, "rmtree"),
+    (shutil, "copytree"),
+    (Path, "rename"),
+    (run_folders, "sync_tree"),
+    (run_folders, "sync"),
+)
+
+
+def kill_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raises Killed at this call of any of the operations, from 0 on; of a removal, in the midst of it."""
+    calls = count()
+
+    def killed(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def perform(path: Path, *values: Any, **named: Any) -> Any:
+            if next(calls) < call:
+                return operation(path, *values, **named)
+            if name == "rmtree" and path.exists():
+                next(path.iterdir()).unlink()
+            raise Killed
+
+        return perform
+
+    for owner, name in OPERATIONS:
+        monkeypatch.setattr(owner, name, killed(name, getattr(owner, name)))
+
+
+# What is left over is removed, copied, synced, renamed, synced, and the one before is removed.
+@pytest.mark.parametrize(("call", "left"), list(enumerate(["first"] * 4 + ["second"] * 2)))
+def test_a_kill_while_a_step_s_second_checkpoint_is_kept_leaves_a_whole_one(
+    call: int, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = StageFolder(tmp_path / "dpo", "k1")
+    folder.open()
+    folder.keep_checkpoint(checkpoint_of(tmp_path / "first", "first"), 7)
+    for step in (7, 8):
+        folder.append_metrics(step, {"loss": 1.0})
+    second = checkpoint_of(tmp_path / "second", "second")
+    with monkeypatch.context() as patch:
+        kill_at(call, patch)
+        with pytest.raises(Killed):
+            folder.keep_checkpoint(second, 7)
+    resume = folder.open()
+    assert resume is not None
+    assert (resume / "state.safetensors").read_text() == left
+    assert steps_of(folder) == [7]
+    for text in ("third", "fourth"):
+        folder.keep_checkpoint(checkpoint_of(tmp_path / text, text), 7)
+        (kept,) = (folder.path / "checkpoints").iterdir()
+        assert folder.open() == kept
+        assert (kept / "state.safetensors").read_text() == text
+
+
+def test_a_kill_while_an_attempt_begins_loses_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = StageFolder(tmp_path / "dpo", "k1")
+    folder.open()
+    folder.append_metrics(1, {"loss": 1.0})
+    folder.keep_checkpoint(checkpoint_of(tmp_path / "first", "first"), 1)
+
+    def torn(path: Path, *_: Any, **__: Any) -> None:
+        path.open("w").close()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", torn)
+        with pytest.raises(Killed):
+            folder.open()
+    assert folder.open() == folder.path / "checkpoints" / "1"
 
 
 def test_a_done_stage_of_another_key_is_emptied(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from mpo.dataset_files import validate_file
 from mpo.estimates_excess import Excess
 from mpo.estimates_machine import ONE_CPU, Machine
 from mpo.estimates_plan import find_excesses
-from mpo.pipeline import RunRequest, plan_run, read_spec
 from mpo.plan import Source
+from mpo.run_plan import RunRequest, plan_run, read_spec
 from tests.mpo.tiny import word_pairs, write_policy
 
 SPEC = """

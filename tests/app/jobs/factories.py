@@ -29,7 +29,7 @@ def pairs(count: int = 8) -> list[PreferencePair]:
 
 
 def make_model(name: str = "tiny", **changes: Any) -> str:
-    """A base model's row; no test here reads its files."""
+    """A base model's row; of its files there are those alone that a test writes below `path`."""
     values = {
         "name": name,
         "kind": "policy",

@@ -58,6 +58,11 @@ def test_a_plan_is_made_anew_where_what_it_names_has_changed(
     few = make_dataset(tmp_path, pairs(2))
     refused = client.post("/v1/jobs?dry_run=true", json=spec | {"dataset": few})
     assert (refused.status_code, refused.json()["code"]) == (422, "too_few_prompts")
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with open_transaction() as tx:
+        tx.session.execute(update(BaseModelRow).values(path=str(tmp_path), sha256="2" * 64))
+    refused = client.post("/v1/jobs?dry_run=true", json=spec)
+    assert (refused.status_code, refused.json()["code"]) == (422, "unusable_model")
 
 
 def _plan(given: dict[str, Any], model: str, dataset: str) -> planning.Plan:

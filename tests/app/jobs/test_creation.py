@@ -134,6 +134,23 @@ def test_messages_need_a_chat_template(client: TestClient, spec: dict[str, Any],
     assert response.status_code == 202
 
 
+def test_a_model_that_no_reward_model_can_be_made_of_is_told_at_submit(
+    client: TestClient, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    make_model("mamba", path=str(tmp_path))
+    refused = client.post("/v1/jobs", json=spec | {"model": "mamba"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "unusable_model")
+    assert refused.json()["errors"][0]["loc"] == ["body", "model"]
+    assert "no class with a scalar head for the architecture 'mamba'" in refused.json()["detail"]
+    inputs = {"backbone": "mamba", "data": spec["dataset"]}
+    stages = [{"name": "rm", "kind": "reward_model", "inputs": inputs}]
+    refused = client.post("/v1/jobs", json={"stages": stages})
+    assert refused.json()["errors"][0]["loc"] == ["body", "stages", 0, "inputs"]
+    method = {"type": "dpo", "evaluate": None}
+    assert client.post("/v1/jobs", json=spec | {"model": "mamba", "method": method}).status_code == 202
+
+
 def test_too_many_open_jobs_are_told_when_to_come_back(
     client: TestClient, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
