@@ -40,9 +40,13 @@ PARTS = {
     "the model's own root-mean-square norm": "norm",
     "the model's own attention around the products, asked from every token": "attention",
     "the model's own gated part": "feed-forward part",
+    "norm and gated part the model's own, compiled by torch.compile": "norm and feed-forward part",
     "AdamW weight by weight": "fused AdamW",
     "freed memory given back to the system": "freed memory kept",
 }
+
+
+COMPILED = PARTS["norm and gated part the model's own, compiled by torch.compile"]
 
 
 class Apart:
@@ -58,10 +62,13 @@ class Apart:
 def without(part: str | None, model: PreTrainedModel) -> Iterator[None]:
     """The engine on a model that was just loaded, but for one part."""
     with ExitStack() as stack:
-        others = {name: kind for name, kind in KINDS.items() if name != part}
+        off = ("norm", "feed-forward part") if part == COMPILED else (part,)
+        others = {name: kind for name, kind in KINDS.items() if name not in off}
         stack.enter_context(mock.patch("mpo.replaced_layers.KINDS", others))
         if part != "packed rows":
             pack_where_exact(model, say_nothing)
+        if part == COMPILED:
+            compile_own(model)
         if part == "prompts once a pair":
             stack.enter_context(mock.patch("mpo.reward_model.score.PackedRow", Apart))
         if part == "last layer where it is read":
@@ -71,6 +78,13 @@ def without(part: str | None, model: PreTrainedModel) -> Iterator[None]:
             never = mock.patch("mpo.packed_attention.takes_blocks", return_value=False)
             stack.enter_context(never)
         yield
+
+
+def compile_own(model: PreTrainedModel) -> None:
+    """Has the model's own norms and gated parts run as torch.compile makes them, for any number of tokens."""
+    for layer in model.modules():
+        if "forward" not in vars(layer) and any(KINDS[name](layer) for name in ("norm", "feed-forward part")):
+            layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def run(chosen: argparse.Namespace, part: str | None) -> tuple[float, float]:
