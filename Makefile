@@ -48,7 +48,7 @@ load: install ## How many requests a second a whole stack takes (3 minutes); wri
 bench-sampling: install ## Tokens a second against transformers' generate, first tokens, memory; writes docs/benchmarks.md.
 	@$(PY) -m bench.sampling --docs docs/benchmarks.md
 
-bench: install ## Every benchmark once, as small as it goes (under 10 minutes): that each runs, not what it says.
+bench: install ## Nearly every benchmark once, as small as it goes (under 10 minutes): that it runs, not what it says.
 	@$(PY) -m bench.smoke
 
 bench-peers: install ## The opponents' environments (2 GB in BENCH_ENVS, by default .bench-envs).

@@ -8,6 +8,7 @@ time of the variant over that of the whole engine in the same round: median, sma
 """
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,11 @@ def without(part: str | None, model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
+def has_compiler() -> bool:
+    """Whether torch.compile can make anything for a CPU."""
+    return any(shutil.which(name) for name in ("g++", "clang++"))
+
+
 def compile_own(model: PreTrainedModel) -> None:
     """Has the model's own norms and gated parts run as torch.compile makes them, for any number of tokens."""
     for layer in model.modules():
@@ -118,16 +124,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.set_defaults(batch=16)
     chosen = parser.parse_args(arguments)
     conditions = Conditions.now(["python -m bench.engine_parts", *arguments])
-    ratios: dict[str, list[float]] = {title: [] for title in PARTS}
+    parts = {title: part for title, part in PARTS.items() if part != COMPILED or has_compiler()}
+    if len(parts) < len(PARTS):
+        print("without the row of torch.compile: there is no C++ compiler here", flush=True)
+    ratios: dict[str, list[float]] = {title: [] for title in parts}
     for _ in range(chosen.rounds):
         whole, expected = run(chosen, None)
-        for title, part in PARTS.items():
+        for title, part in parts.items():
             seconds, loss = run(chosen, part)
             assert abs(loss - expected) <= LOSS_TOLERANCE, f"{title}: loss {loss}, not {expected}"
             ratios[title].append(seconds / whole)
     rows = [
         [title, part, spread(found)]
-        for (title, part), found in zip(PARTS.items(), ratios.values(), strict=True)
+        for (title, part), found in zip(parts.items(), ratios.values(), strict=True)
     ]
     for row in rows:
         print(" | ".join(row))

@@ -1,4 +1,4 @@
-"""Runs every benchmark once, as small as it goes, on the example model and pairs: that each still runs.
+"""Runs nearly every benchmark once, as small as it goes, on the example model and pairs: that it still runs.
 
 python -m bench.smoke [NAME …]
 
@@ -45,7 +45,10 @@ def reward_model(folder: Path) -> Path:
     """A reward model of the example model, trained for a few steps."""
     (folder / "spec.json").write_text(json.dumps({"method": METHOD}), encoding="utf-8")
     asked = [str(folder / "spec.json"), "--pairs", PAIRS, "--model", TINY, "--out", str(folder / "out")]
-    subprocess.run([sys.executable, "-m", "mpo", "run", *asked], check=True, capture_output=True)
+    command = [sys.executable, "-m", "mpo", "run", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     return folder / "out" / "reward_model" / "model"
 
 

@@ -161,8 +161,10 @@ def _training_memory() -> dict[str, str]:
 
     Nothing where the user says how much, or where trainings run on a GPU, whose memory is not known here.
     """
-    seen = "cuda" if any(file.exists() for file in _GPU_FILES) else "cpu"
-    if TRAINING_MEMORY in os.environ or os.environ.get("MPO_TRAINING_DEVICE", seen) != "cpu":
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    on_gpu = not hidden and any(file.exists() for file in _GPU_FILES)
+    # MPO_TRAINING_DEVICE says what forecasts are of; it takes no GPU from the workers.
+    if TRAINING_MEMORY in os.environ or on_gpu or os.environ.get("MPO_TRAINING_DEVICE") == "cuda":
         return {}
     return {TRAINING_MEMORY: str(machine_memory())}
 

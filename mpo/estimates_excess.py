@@ -30,12 +30,26 @@ class Excess:
         return f"{needs}. The nearest setting that fits is {worded(self.nearest)}: {gib(self.nearest_bytes)}"
 
 
-def find_excess(config: Stage, memory: int, limit: int, memory_of: Callable[[Stage], int]) -> Excess | None:
-    """The excess of a stage over the limit; None where there is none, or no limit (0)."""
-    if not limit or memory <= limit or not isinstance(config, TrainingConfig):
+def find_excess(config: Stage, limit: int, at_least: Callable[[Stage], int]) -> Excess | None:
+    """The excess of a stage over the limit; None where there is none, or no limit (0).
+
+    at_least: bytes that a stage needs if its model reads packed rows. Whether it does is tried when it is
+    loaded, so that more is no reason to refuse.
+    """
+    if not limit or not isinstance(config, TrainingConfig) or (memory := at_least(config)) <= limit:
         return None
-    found = nearest_fit(config, memory_of, limit)
+    found = nearest_fit(config, at_least, limit)
     return Excess(memory, limit, *(found or (None, None)))
+
+
+def told_of_padding(memory: int, limit: int) -> list[str]:
+    """What a dry run says where memory is above the limit only if the model does not read packed rows."""
+    if not limit or memory <= limit:
+        return []
+    return [
+        f"If this model turns out to need padded rows, this stage needs {gib(memory)} of memory, and "
+        f"trainings have {gib(limit)} here"
+    ]
 
 
 def told_of_lengths(memory: int, limit: int) -> list[str]:

@@ -31,6 +31,7 @@ def find_excesses(
         lengths = {source: count_tokens(rows, model) for source, rows in sampled.items()}
     except (MPOError, OSError):  # the stages themselves say what is wrong
         return {}
+    packing = replace(shape, packs=True)
     # Scores that exist tell how many rows a part has, and memory asks how long.
     rows = rows_by_source(stages, {s: Rows.of(s, each) for s, each in sampled.items()}, lambda _split: None)
     found: dict[str, Excess] = {}
@@ -40,9 +41,9 @@ def find_excesses(
 
         def memory_of(config: Stage, stage: PlannedStage = stage) -> int:
             changed = replace(stage, config=config)
-            return stage_memory(changed, shape, longest(changed, rows, lengths.get), machine, stages)
+            return stage_memory(changed, packing, longest(changed, rows, lengths.get), machine, stages)
 
-        excess = find_excess(stage.config, memory_of(stage.config), limit, memory_of)
+        excess = find_excess(stage.config, limit, memory_of)
         if excess is not None:
             found[stage.name] = excess
     return found

@@ -16,7 +16,7 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Arith
 
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "score")
 
-PACKED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt2", "mistral"})
+PACKED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt2", "mistral", "olmo"})
 """Families of which tests show that they read packed rows (`tests/mpo/test_packed_models.py`). Others may: it
 is tried when they are loaded; until then they are taken to need padded rows, which is more."""
 

@@ -3,6 +3,7 @@ them with a scalar head. Torch-free."""
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mpo.errors import UnusableModel
@@ -24,8 +25,11 @@ youtu zaya
 """
 
 HEADLESS = frozenset(_NAMES.split())
-"""As config.json names them, in `model_type`; of transformers 5.24, with whose own list a test compares them.
-A stage asks transformers itself, but only once its turn has come."""
+"""As config.json names them, in `model_type`; of transformers of the version below, with whose own list a
+test compares them. A stage asks transformers itself, but only once its turn has come."""
+
+LISTED = "5.24."
+"""Where another version is installed, nothing is refused by the list: a newer one may have the class."""
 
 
 def no_head(architecture: str, **facts: object) -> UnusableModel:
@@ -44,6 +48,8 @@ def refuse_headless(stages: Sequence[PlannedStage], folders: Mapping[Source, Pat
 
     folders: of models that no stage makes; one that does not tell its architecture passes.
     """
+    if not _is_listed_version():
+        return
     found = lineages(stages)
     for stage in stages:
         start = found[stage.name].start if stage.kind == "reward_model" else None
@@ -52,6 +58,14 @@ def refuse_headless(stages: Sequence[PlannedStage], folders: Mapping[Source, Pat
         architecture = _architecture(folders[start])
         if architecture in HEADLESS:
             raise no_head(architecture, stage=stage.name)
+
+
+def _is_listed_version() -> bool:
+    """Whether the list is the installed transformers' own; so too where none is installed, as with an API."""
+    try:
+        return version("transformers").startswith(LISTED)
+    except PackageNotFoundError:
+        return True
 
 
 def _architecture(folder: Path) -> str:

@@ -110,7 +110,9 @@ def _validate(request: RunRequest, file: Path, name: str, key: str) -> Summary:
 
 def _refuse_what_does_not_fit(run: Run) -> None:
     """Raises NotEnoughMemory for the first stage that has to run and does not fit."""
-    ahead = {stage.name for stage in run.stages if not run.folder(stage.name).is_done()}
+    folders = {stage.name: run.folder(stage.name) for stage in run.stages}
+    # What holds a checkpoint has shown that it fits.
+    ahead = {name for name, each in folders.items() if not (each.is_done() or each.has_checkpoint())}
     if run.request.memory_here is None or not ahead:
         return
     files = {source: path for source, path in run.leaves.items() if source.kind == "dataset"}

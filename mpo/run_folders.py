@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from mpo.synced import sync, sync_tree
+from mpo.synced import sync, sync_tree, write_whole
 
 KEY, STARTED, CHECKPOINTS, METRICS = "key", "started", "checkpoints", "metrics.jsonl"
 
@@ -39,18 +39,23 @@ class StageFolder:
 
     def open(self) -> Path | None:
         """Makes the folder ready for an attempt; returns the newest checkpoint of the same key, or None."""
-        same = not (self.path / KEY).exists() and _read(self.path / STARTED) == self.key
+        # Whatever `key` holds: a kill may have torn it, and `started` goes only after it is whole.
+        same = _read(self.path / STARTED) == self.key
         kept = {STARTED, CHECKPOINTS, METRICS} if same else set()
         self.path.mkdir(parents=True, exist_ok=True)
         for path in self.path.iterdir():
             if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not same:  # torn by a kill, it would tell the checkpoints for another key's
-            (self.path / STARTED).write_text(self.key)
+            write_whole(self.path / STARTED, self.key)
         checkpoints = self._checkpoints()
         newest = max(checkpoints, default=None)
         self._cut_metrics(newest[0] if newest else 0)
         return checkpoints[newest] if newest else None
+
+    def has_checkpoint(self) -> bool:
+        """Whether an attempt would go on from a checkpoint of this key."""
+        return _read(self.path / STARTED) == self.key and bool(self._checkpoints())
 
     def _checkpoints(self) -> dict[tuple[int, int], Path]:
         """Whole ones, by step and by which of that step it is: the folders N, N.1, N.2, …"""
@@ -62,7 +67,7 @@ class StageFolder:
         path = self.path / METRICS
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            path.write_text("".join(line for line in lines if _step(line) <= step), encoding="utf-8")
+            write_whole(path, "".join(line for line in lines if _step(line) <= step))
 
     def keep_checkpoint(self, folder: Path, step: int) -> None:
         """Copies a complete checkpoint, and removes the older ones once it is on the disk.
@@ -90,8 +95,7 @@ class StageFolder:
     def finish(self) -> None:
         """Marks the stage as done, once its outputs are on the disk, and drops its checkpoints."""
         sync_tree(self.path)
-        (self.path / KEY).write_text(self.key)
-        sync(self.path / KEY)
+        write_whole(self.path / KEY, self.key)
         (self.path / STARTED).unlink()
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 

@@ -18,3 +18,12 @@ def sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Gives a file this text, in UTF-8, on the disk; killed anywhere here, it is the old one or the new."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)

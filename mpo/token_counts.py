@@ -189,11 +189,12 @@ class _Generation(Extension):
 class Conversations:
     """Writes messages as a model's chat template does. template: None where the model has none.
 
-    tokens: the special tokens that templates name.
+    tokens: the special tokens that templates name. broken: why the template cannot be read, if so.
     """
 
     template: Template | None
     tokens: Mapping[str, str]
+    broken: str = ""
 
     @classmethod
     def of(cls, folder: Path) -> "Conversations":
@@ -204,7 +205,10 @@ class Conversations:
         source = file.read_text(encoding="utf-8") if file.is_file() else configured.get("chat_template")
         named = {name: configured[name] for name in SPECIAL_TOKENS if configured.get(name)}
         tokens = {name: str(t["content"] if isinstance(t, dict) else t) for name, t in named.items()}
-        return cls(_environment().from_string(source) if isinstance(source, str) else None, tokens)
+        try:
+            return cls(_environment().from_string(source) if isinstance(source, str) else None, tokens)
+        except TemplateError as error:  # of no matter to texts that are no messages
+            return cls(None, tokens, str(error))
 
     def opening(self, messages: Any) -> str:
         """A prompt up to where the assistant speaks; raises NoChatTemplate, ChatTemplateRefused."""
@@ -221,6 +225,8 @@ class Conversations:
         return self._render([asked, answered], False).rpartition(MARK)[2]
 
     def _render(self, messages: Any, add_generation_prompt: bool) -> str:
+        if self.broken:
+            raise ChatTemplateRefused(f"The model's chat template cannot be read: {self.broken}")
         if self.template is None:
             raise NoChatTemplate
         try:

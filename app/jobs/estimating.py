@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from core.storage import storage
 from core.tables import Artifact, BaseModelRow, Dataset
 from mpo.config import SplitStage, Stage
 from mpo.errors import MPOError
-from mpo.estimates_excess import Excess, find_excess, told_of_lengths
+from mpo.estimates_excess import Excess, find_excess, told_of_lengths, told_of_padding
 from mpo.plan import PlannedStage, Source
 from mpo.roles import MODEL_ROLES
 from mpo.stage_graph import lineages
@@ -97,18 +97,21 @@ def _cost(
             return StageCost(problems=[*problems, f"Nothing is estimated: {detail}"])
         lengths_of = counted.get
 
-    def memory_of(config: Stage) -> int:
+    def memory_of(config: Stage, of: "ModelShape | None" = shape) -> int:
         changed = replace(stage, config=config)
-        if shape is None:
+        if of is None:
             return stage_memory(changed)
-        return stage_memory(changed, shape, longest(changed, rows, lengths_of), machine, plan)
+        return stage_memory(changed, of, longest(changed, rows, lengths_of), machine, plan)
 
     memory = memory_of(stage.config)
+    at_least = partial(memory_of, of=shape and replace(shape, packs=True))
     excess = None
     if shape is not None and not are_lengths_known(stage, rows, lengths_of):
         problems += told_of_lengths(memory, limit)
-    elif excess := find_excess(stage.config, memory, limit, memory_of):
+    elif excess := find_excess(stage.config, limit, at_least):
         problems.append(excess.detail)
+    else:
+        problems += told_of_padding(memory, limit)
     work = stage_work(stage, rows, lengths_of)
     if work is None:
         return StageCost(memory_bytes=memory, problems=problems, excess=excess)

@@ -22,6 +22,10 @@ class NotEnoughMemory(Unprocessable):
     code, title = "not_enough_memory", "Not enough memory"
 
 
+class _NotCounted(Exception):
+    """A stage's memory cannot be told now, as its model cannot be read: nothing is refused, nor kept."""
+
+
 def refuse_what_does_not_fit(tx: Transaction, owner: str, spec: CreateJob, plan: Plan) -> None:
     """Raises NotEnoughMemory for the first stage that has to run and does not fit; never without a limit, nor
     for one whose rows nobody has counted yet."""
@@ -29,7 +33,10 @@ def refuse_what_does_not_fit(tx: Transaction, owner: str, spec: CreateJob, plan:
     if not limit:
         return
     trained_on = settings().training_device, settings().ranks, settings().sharded
-    excess = _excesses.get((plan.of, limit, trained_on), lambda: _excess(tx, owner, plan))
+    try:
+        excess = _excesses.get((plan.of, limit, trained_on), lambda: _excess(tx, owner, plan))
+    except _NotCounted:
+        return
     done = finished_keys(tx.session, owner, [plan.keys[name] for name in excess])
     for stage in plan.stages:
         if stage.name not in excess or plan.keys[stage.name] in done:
@@ -51,4 +58,6 @@ def _excess(tx: Transaction, owner: str, plan: Plan) -> Mapping[str, Excess]:
     """By stage, of those that do not fit."""
     # No scores are looked up by their keys: they tell how many rows a part has, and memory asks how long.
     costs = stage_costs(tx.session, owner, plan.stages, plan.leaves, {})
+    if any(cost.memory_bytes is None for cost in costs.values()):
+        raise _NotCounted
     return {name: cost.excess for name, cost in costs.items() if cost.excess is not None}

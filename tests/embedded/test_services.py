@@ -18,7 +18,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     """What each of our processes is given as the memory of trainings, by what the user has set."""
 
     def started_with(**environment: str) -> list[str | None]:
-        for name in (MEMORY, DEVICE):
+        for name in (MEMORY, DEVICE, "CUDA_VISIBLE_DEVICES"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(services, "_GPU_FILES", (tmp_path / "gpu",))
         for name, value in environment.items():
@@ -43,12 +43,13 @@ def test_a_gpu_has_not_the_memory_of_the_machine(given: Callable[..., list[str |
     assert given(**{DEVICE: "cuda", MEMORY: "7"}) == ["7"] * 4
 
 
-def test_where_workers_may_take_a_gpu_the_user_says_that_they_do_not(
+def test_where_workers_take_a_gpu_the_machine_s_memory_says_nothing(
     given: Callable[..., list[str | None]], tmp_path: Path
 ) -> None:
     (tmp_path / "gpu").touch()
-    assert given() == [None] * 4
-    assert given(**{DEVICE: "cpu"}) == [str(machine_memory())] * 4
+    # They take it whatever forecasts are of, unless it is hidden from them.
+    assert given() == given(**{DEVICE: "cpu"}) == given(CUDA_VISIBLE_DEVICES="0") == [None] * 4
+    assert given(CUDA_VISIBLE_DEVICES="") == given(CUDA_VISIBLE_DEVICES="-1") == [str(machine_memory())] * 4
 
 
 def test_a_machine_that_does_not_tell_refuses_nothing(

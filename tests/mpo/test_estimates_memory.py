@@ -14,6 +14,7 @@ from mpo import blocked_attention
 from mpo.batches import GROUP_BATCHES, LOGITS_AT_ONCE
 from mpo.blocked_attention import blocks_of
 from mpo.config import DPOStage, EvaluateStage, PPOStage, RewardModelStage, ScoreStage, SFTStage
+from mpo.estimates_excess import told_of_padding
 from mpo.estimates_fit import nearest_fit
 from mpo.estimates_machine import Machine
 from mpo.estimates_memory import NUMBER, stage_memory
@@ -284,3 +285,10 @@ def test_what_changes_no_result_is_proposed_first() -> None:
     tighter = nearest_fit(config, memory, memory(changed(checkpointed, lora=LoRAConfig().model_dump())))
     assert tighter is not None
     assert tighter[0]["lora"]["rank"] == LoRAConfig().rank
+
+
+def test_what_padded_rows_would_need_is_told_and_refuses_nothing() -> None:
+    [told] = told_of_padding(3 << 30, 2 << 30)
+    assert "padded rows, this stage needs 3.00 GiB of memory, and trainings have 2.00 GiB here" in told
+    assert told_of_padding(2 << 30, 2 << 30) == []
+    assert told_of_padding(3 << 30, 0) == [], "no limit is known"

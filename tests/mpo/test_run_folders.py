@@ -141,6 +141,19 @@ def test_a_kill_while_an_attempt_begins_loses_no_checkpoint(
     assert folder.open() == folder.path / "checkpoints" / "1"
 
 
+def test_a_kill_while_a_stage_is_marked_as_done_loses_no_checkpoint(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "sft", "key")
+    folder.open()
+    folder.keep_checkpoint(checkpoint_of(tmp_path / "made", "first"), 3)
+    assert folder.has_checkpoint()
+    assert not StageFolder(tmp_path / "sft", "another").has_checkpoint()
+    (tmp_path / "sft" / "key").write_text("")
+    resume = folder.open()
+    assert resume is not None
+    assert (resume / "state.safetensors").read_text() == "first"
+    assert not (tmp_path / "sft" / "key").exists()
+
+
 def test_a_done_stage_of_another_key_is_emptied(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "dpo", "k1")
     folder.open()

@@ -13,7 +13,9 @@ from mpo.dataset_files import validate_file
 from mpo.estimates_excess import Excess
 from mpo.estimates_machine import ONE_CPU, Machine
 from mpo.estimates_plan import find_excesses
+from mpo.estimates_shape import PACKED_FAMILIES, read_shape
 from mpo.plan import Source
+from mpo.run_folders import StageFolder
 from mpo.run_plan import RunRequest, plan_run, read_spec
 from tests.mpo.tiny import word_pairs, write_policy
 
@@ -77,6 +79,21 @@ def test_of_what_nobody_can_count_nothing_is_said(folder: Path, missing: str) ->
     assert excesses(folder) == {}
 
 
+def test_a_model_that_may_read_packed_rows_is_not_refused_for_what_padded_ones_need(folder: Path) -> None:
+    known = needed(folder)
+    config = json.loads((folder / "base" / "config.json").read_text())
+    assert config["model_type"] in PACKED_FAMILIES
+    (folder / "base" / "config.json").write_text(json.dumps(config | {"model_type": "stablelm"}))
+    assert not read_shape(folder / "base").packs
+    assert needed(folder) == known
+
+
+def test_a_chat_template_that_cannot_be_read_is_of_no_matter_to_plain_texts(folder: Path) -> None:
+    known = needed(folder)
+    (folder / "base" / "chat_template.jinja").write_text("{% if %}")
+    assert needed(folder) == known
+
+
 @pytest.fixture
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
     """Runs the command without a GPU on so many bytes: its status, and the stages that ran, doing nothing."""
@@ -116,6 +133,20 @@ def test_whoever_accepts_it_goes_on_and_what_is_done_is_not_judged_again(
     assert run(NEVER_ENOUGH) == (2, [])
     assert run(NEVER_ENOUGH, "--accept-short-memory") == (0, STAGES)
     assert run(NEVER_ENOUGH) == (0, [])
+
+
+def test_a_stage_that_holds_a_checkpoint_is_not_judged_again(
+    run: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[StageFolder] = []
+
+    def has_checkpoint(self: StageFolder) -> bool:
+        held.append(self)
+        return True
+
+    monkeypatch.setattr(StageFolder, "has_checkpoint", has_checkpoint)
+    assert run(NEVER_ENOUGH) == (0, STAGES)
+    assert [each.path.name for each in held] == STAGES
 
 
 def test_of_a_gpu_its_own_memory_counts(

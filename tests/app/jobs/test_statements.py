@@ -7,7 +7,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import authentication
-from app.jobs import creation, room, submissions
+from app.jobs import creation, fitting, room, submissions
+from app.jobs.blueprints import Kept
 from app.jobs.places import FARTHEST_COUNTED
 from core.database import open_transaction
 from core.queue import enqueue
@@ -45,7 +46,11 @@ def test_a_limit_of_memory_costs_jobs_of_a_known_plan_no_statement(
 ) -> None:
     monkeypatch.setenv("MPO_TRAINING_MEMORY_BYTES", str(2**40))
     settings.cache_clear()
+    counts: list[Any] = []
+    monkeypatch.setattr(fitting, "_excesses", Kept())
+    monkeypatch.setattr(fitting, "stage_costs", lambda *of: counts.append(of) or {})
     test_a_new_job_takes_as_many_statements_as_are_worth_it(client, create_job)
+    assert len(counts) == 1, "once for all jobs of a plan"
 
 
 def test_a_job_that_is_cached_whole_takes_no_more(client: TestClient, create_job: CreateJob) -> None:
