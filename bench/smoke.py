@@ -45,23 +45,27 @@ def reward_model(folder: Path) -> Path:
     """A reward model of the example model, trained for a few steps."""
     (folder / "spec.json").write_text(json.dumps({"method": METHOD}), encoding="utf-8")
     asked = [str(folder / "spec.json"), "--pairs", PAIRS, "--model", TINY, "--out", str(folder / "out")]
-    command = [sys.executable, "-m", "mpo", "run", *asked]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    if status(["mpo", "run", *asked]):
+        raise SystemExit("There is no reward model to run the benchmarks on.")
     return folder / "out" / "reward_model" / "model"
 
 
 def run(name: str, arguments: Sequence[str]) -> bool:
-    """One benchmark; whether it came to its end. What it printed is shown where it did not."""
+    """One benchmark; whether it came to its end."""
     started = time.monotonic()
-    command = [sys.executable, "-m", f"bench.{name}", *arguments]
-    done = subprocess.run(command, env=inherited_environment(), capture_output=True, text=True, check=False)
-    word = "ran" if done.returncode == 0 else f"ended with {done.returncode}"
+    ended = status([f"bench.{name}", *arguments])
+    word = f"ended with {ended}" if ended else "ran"
     print(f"{name}: {word}, {time.monotonic() - started:.0f} s", flush=True)
+    return not ended
+
+
+def status(module: Sequence[str]) -> int:
+    """How a module ended; what it printed is shown where that is not 0."""
+    command = [sys.executable, "-m", *module]
+    done = subprocess.run(command, env=inherited_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}", file=sys.stderr)
-    return done.returncode == 0
+    return done.returncode
 
 
 def main(arguments: Sequence[str]) -> int:

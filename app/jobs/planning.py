@@ -37,7 +37,8 @@ _blueprints: Kept[Blueprint] = Kept()
 class Plan:
     """What a spec comes to: its stages in order, with every length set, their keys, and their leaves.
 
-    of: all that the blueprint depends on, and what its stages cost."""
+    of: all that the blueprint depends on, and what its stages cost.
+    """
 
     stages: list[PlannedStage]
     keys: dict[str, str]

@@ -18,6 +18,10 @@ LARGEST_READ = 20_000
 and the hold-out itself refuses them."""
 
 
+PASSED_ON = {"data": "train", "eval": "eval"}
+"""What becomes of a hold-out's inputs, where it holds nothing else out."""
+
+
 class TooFewPromptsHere(Unprocessable):
     """The dataset's prompts form too few groups."""
 
@@ -40,8 +44,7 @@ def refuse_lone_rows(leaves: Leaves, stages: Sequence[PlannedStage], named: Mapp
     for stage in stages:
         of_role = {role: lone[s] for role, sources in stage.inputs.items() for s in sources if s in lone}
         if isinstance(stage.config, HoldOutStage):
-            passed_on = {"data": "train", "eval": "eval"}
-            lone |= {Source.stage(stage.name, passed_on[role]): leaf for role, leaf in of_role.items()}
+            lone |= {Source.stage(stage.name, PASSED_ON[role]): leaf for role, leaf in of_role.items()}
         elif isinstance(stage.config, SFTStage | RewardModelStage | DPOStage) and "data" in of_role:
             data = of_role["data"]
             raise TooFewRowsHere(

@@ -10,7 +10,7 @@ import pytest
 from mpo.__main__ import main
 from mpo.errors import InvalidSpec
 from mpo.rank_environment import is_launched
-from tests.mpo.tiny import word_pairs, write_policy
+from tests.mpo.tiny import write_lines, write_policy
 
 SPEC = """
 stages:
@@ -32,11 +32,7 @@ def arguments(folder: Path, out: str) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_policy(tmp_path / "base")
-    lines = [
-        json.dumps({"id": pair.id, "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected})
-        for pair in word_pairs(60)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    write_lines(tmp_path / "pairs.jsonl", 60)
     (tmp_path / "spec.yaml").write_text(SPEC)
     return tmp_path
 

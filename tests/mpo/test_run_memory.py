@@ -17,7 +17,7 @@ from mpo.estimates_shape import PACKED_FAMILIES, read_shape
 from mpo.plan import Source
 from mpo.run_folders import StageFolder
 from mpo.run_plan import RunRequest, plan_run, read_spec
-from tests.mpo.tiny import word_pairs, write_policy
+from tests.mpo.tiny import write_lines, write_policy
 
 SPEC = """
 method:
@@ -34,11 +34,7 @@ NEVER_ENOUGH = 2**20
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_policy(tmp_path / "base")
-    lines = [
-        json.dumps({"id": pair.id, "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected})
-        for pair in word_pairs(40)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    write_lines(tmp_path / "pairs.jsonl", 40)
     (tmp_path / "spec.yaml").write_text(SPEC.replace("SETTINGS", ""))
     return tmp_path
 

@@ -1,5 +1,6 @@
 """Tiny models and rows, made where a test asks for them."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,14 @@ def word_pairs(count: int) -> list[PreferencePair]:
         prompt = f"{first} {second} {i // 16}: "
         pairs.append(PreferencePair(str(i), prompt, f"{first} {first}", f"{second} {WORDS[(i + 5) % 8]}"))
     return pairs
+
+
+def write_lines(path: Path, count: int) -> Path:
+    """`word_pairs` as JSON Lines, as a user has them; returns path."""
+    names = ("id", "prompt", "chosen", "rejected")
+    lines = [json.dumps({name: getattr(pair, name) for name in names}) for pair in word_pairs(count)]
+    path.write_text("\n".join(lines))
+    return path
 
 
 def train_tokenizer(texts: list[str], vocabulary: int = 300) -> PreTrainedTokenizerFast:
